@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Never loaded: holds every type, map and constant that Python shares with the programs, so that their BTF is in one
+ * object for tools/generate_abi.py to read.
+ */
+#include <linux/bpf.h>
+#include "waggle/forward.h"
+#include "waggle/nat.h"
+
+struct wag_abi {
+	struct wag_event event;
+	enum wag_event_kind event_kind;
+	enum wag_counter counter;
+	enum wag_verdict verdict;
+	enum wag_reason reason;
+	enum wag_hook hook;
+	enum wag_endpoint_flag endpoint_flag;
+	enum wag_service_flag service_flag;
+	enum wag_nat_flag nat_flag;
+} wag_abi;

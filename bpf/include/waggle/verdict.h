@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a program may decide, and why a packet may be dropped. Helpers return enum wag_verdict; only a SEC() function
+ * turns it into what the hook wants, through forward.h. TC_ACT_SHOT stands in forward.h alone.
+ */
+#ifndef WAGGLE_VERDICT_H
+#define WAGGLE_VERDICT_H
+
+#include <linux/types.h>
+
+enum wag_verdict {
+	WAG_PASS = 0,     /* the host stack goes on with the packet */
+	WAG_TO_POD = 1,   /* straight into a local pod */
+	WAG_TO_WIRE = 2,  /* out of another interface, by the kernel's routes */
+	WAG_DROP = 3,     /* with a reason */
+};
+
+enum wag_reason {
+	WAG_REASON_NONE = 0,
+	WAG_REASON_MALFORMED = 1,     /* IP or transport header cut short or impossible */
+	WAG_REASON_NO_BACKEND = 2,    /* a Service without any usable endpoint */
+	WAG_REASON_FRAGMENT = 3,      /* a later fragment to a Service address: ports unknown */
+	WAG_REASON_NAT_PORTS = 4,     /* no free source port for SNAT */
+	WAG_REASON_NAT_FULL = 5,      /* the NAT table took no entry */
+	WAG_REASON_REWRITE = 6,       /* the packet could not be rewritten */
+	WAG_REASON_NO_NODE_IP = 7,    /* SNAT needed, but this node has no address of the family */
+	WAG_REASON_STALE_BACKEND = 8, /* the backend record is missing: tables are inconsistent */
+	WAG_REASON_MAX = 16,
+};
+
+enum wag_hook {
+	WAG_HOOK_SOCKET = 0,
+	WAG_HOOK_POD_EGRESS = 1,
+	WAG_HOOK_POD_INGRESS = 2,
+	WAG_HOOK_NODE_INGRESS = 3,
+	WAG_HOOK_NODE_EGRESS = 4,
+	WAG_HOOK_MAX = 8,
+};
+
+#endif

@@ -1,0 +1,188 @@
+"""What the sources said, indexed the way the plan reads it.
+
+Sources call `upsert`, `delete` and `replace`; the agent calls `take_changes` and gets the keys whose plan may differ
+now. One object may be known from several origins (a file and the API): the first origin that named it owns it, the
+others are remembered and take over when the owner lets go, so that deleting a file never deletes what the API says.
+
+Everything runs in one thread (the agent's event loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from waggle.model.objects import EndpointSlice, Node, Object, ObjectKey, Pod, Service, kind_of
+
+
+@dataclass(slots=True)
+class Changes:
+    """Keys that changed since the last `take_changes`."""
+
+    services: set[ObjectKey] = field(default_factory=set)
+    nodes: set[ObjectKey] = field(default_factory=set)
+    pods: set[ObjectKey] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.nodes or self.pods)
+
+
+class Store:
+    """The rows, by kind and key, with the indices the plan needs."""
+
+    def __init__(self) -> None:
+        self.services: dict[ObjectKey, Service] = {}
+        self.slices: dict[ObjectKey, EndpointSlice] = {}
+        self.pods: dict[ObjectKey, Pod] = {}
+        self.nodes: dict[ObjectKey, Node] = {}
+        self.slices_of: dict[ObjectKey, dict[ObjectKey, EndpointSlice]] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self._selecting: dict[str, set[ObjectKey]] = {}  # namespace → Services that have a selector
+        self._pods_in: dict[str, dict[ObjectKey, Pod]] = {}
+        self._origins: dict[tuple[str, ObjectKey], dict[str, Object]] = {}  # only where an origin other than the owner
+        self._owner: dict[str, dict[ObjectKey, str]] = {"Service": {}, "EndpointSlice": {}, "Pod": {}, "Node": {}}
+        self._changes = Changes()
+
+    def pods_in(self, namespace: str) -> Iterable[Pod]:
+        """All pods of one namespace."""
+        return self._pods_in.get(namespace, {}).values()
+
+    def upsert(self, obj: Object, origin: str) -> None:
+        """Record `obj` as `origin` has it now. An equal object is no change."""
+        kind, key = kind_of(obj), obj.key
+        owner = self._owner[kind].setdefault(key, origin)
+        if owner != origin:
+            self._origins.setdefault((kind, key), {})[origin] = obj
+            return
+        self._put(kind, key, obj)
+
+    def delete(self, kind: str, key: ObjectKey, origin: str) -> None:
+        """Forget the object as known from `origin`. Unknown objects are no error: deletes may repeat."""
+        owner = self._owner[kind].get(key)
+        others = self._origins.get((kind, key))
+        if owner != origin:
+            if others:
+                others.pop(origin, None)
+                if not others:
+                    del self._origins[kind, key]
+            return
+        if others:
+            heir = next(iter(others))
+            obj = others.pop(heir)
+            if not others:
+                del self._origins[kind, key]
+            self._owner[kind][key] = heir
+            self._put(kind, key, obj)
+            return
+        del self._owner[kind][key]
+        self._remove(kind, key)
+
+    def replace(self, kind: str, objects: Iterable[Object], origin: str) -> None:
+        """Make `objects` all that `origin` knows of `kind`: what a fresh list of the API or a whole file means."""
+        seen = set()
+        for obj in objects:
+            seen.add(obj.key)
+            self.upsert(obj, origin)
+        gone = [key for key, owner in self._owner[kind].items() if owner == origin and key not in seen]
+        gone += [
+            key
+            for (other_kind, key), others in self._origins.items()
+            if other_kind == kind and origin in others and key not in seen
+        ]
+        for key in gone:
+            self.delete(kind, key, origin)
+
+    def keys_from(self, origin: str) -> list[tuple[str, ObjectKey]]:
+        """(kind, key) of everything `origin` owns."""
+        return [(kind, key) for kind, owners in self._owner.items() for key, o in owners.items() if o == origin]
+
+    def owner(self, kind: str, key: ObjectKey) -> str | None:
+        """The origin that owns an object, or None where it is unknown."""
+        return self._owner[kind].get(key)
+
+    def take_changes(self) -> Changes:
+        """What changed since the last call; the store then starts a new set."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def mark_all_services(self) -> None:
+        """Have every Service planned again (the node's own facts changed)."""
+        self._changes.services.update(self.services)
+        self.on_change()
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _put(self, kind: str, key: ObjectKey, obj: Object) -> None:
+        rows: dict[ObjectKey, Object] = self._rows(kind)
+        old = rows.get(key)
+        if old is not None and _same(old, obj):
+            return
+        rows[key] = obj
+        self._index(old, obj)
+        self.on_change()
+
+    def _remove(self, kind: str, key: ObjectKey) -> None:
+        old = self._rows(kind).pop(key, None)
+        if old is not None:
+            self._index(old, None)
+            self.on_change()
+
+    def _rows(self, kind: str) -> dict[ObjectKey, Object]:
+        rows: object = {"Service": self.services, "EndpointSlice": self.slices, "Pod": self.pods, "Node": self.nodes}[
+            kind
+        ]
+        return rows  # type: ignore[return-value]  # one dict per kind; the caller pairs kind and object
+
+    def _index(self, old: Object | None, new: Object | None) -> None:
+        for obj, present in ((old, False), (new, True)):
+            match obj:
+                case Service():
+                    self._index_service(obj, present)
+                case EndpointSlice():
+                    self._index_slice(obj, present)
+                case Pod():
+                    self._index_pod(obj, present)
+                case Node():
+                    self._changes.nodes.add(obj.key)
+
+    def _index_service(self, service: Service, present: bool) -> None:
+        selecting = self._selecting.setdefault(service.metadata.namespace, set())
+        if present and service.spec.selector:
+            selecting.add(service.key)
+        else:
+            selecting.discard(service.key)
+        self._changes.services.add(service.key)
+
+    def _index_slice(self, piece: EndpointSlice, present: bool) -> None:
+        service = piece.service_key
+        if service is None:
+            return
+        if present:
+            self.slices_of.setdefault(service, {})[piece.key] = piece
+        else:
+            pieces = self.slices_of.get(service, {})
+            pieces.pop(piece.key, None)
+            if not pieces:
+                self.slices_of.pop(service, None)
+        self._changes.services.add(service)
+
+    def _index_pod(self, pod: Pod, present: bool) -> None:
+        pods = self._pods_in.setdefault(pod.metadata.namespace, {})
+        if present:
+            pods[pod.key] = pod
+        else:
+            pods.pop(pod.key, None)
+        self._changes.pods.add(pod.key)
+        labels = pod.metadata.labels or {}
+        for key in self._selecting.get(pod.metadata.namespace, ()):
+            selector = self.services[key].spec.selector or {}
+            if selector.items() <= labels.items():
+                self._changes.services.add(key)
+
+
+def _same(old: Object, new: Object) -> bool:
+    """Equal in what the plan reads: a new resourceVersion alone is no change."""
+    version = new.metadata.resource_version
+    if version and version == old.metadata.resource_version:
+        return True
+    return old == new
