@@ -90,7 +90,9 @@ class Btf:
             elif kind in (STRUCT, UNION):
                 for _ in range(count):
                     member, member_type, offset = struct.unpack_from("<III", raw, at)
-                    item.members.append((self._text(strings, member), member_type, offset & 0xFFFFFF if flag else offset))
+                    item.members.append(
+                        (self._text(strings, member), member_type, offset & 0xFFFFFF if flag else offset)
+                    )
                     at += 12
             elif kind == ENUM:
                 for _ in range(count):
@@ -126,6 +128,9 @@ class Btf:
 
     def named(self, kind: int, name: str) -> Type:
         return next(t for t in self.types if t.kind == kind and t.name == name)
+
+
+_CLASH = "  # type: ignore[assignment]  # tuple has a method of this name"
 
 
 def python_name(name: str) -> str:
@@ -193,9 +198,10 @@ class Writer:
             raise SystemExit(f"struct {item.name}: hidden padding at the end: make it explicit")
         self.formats[name] = (layout, sum(f.slots for f in fields))
         constant = "_" + item.name.removeprefix("wag_").upper()
-        lines = [f'{constant} = Struct("={layout}")', "", "", f"class {name}(NamedTuple):"]
+        lines = [f"{constant[1:]}_SIZE = {item.size_or_type}", f'{constant} = Struct("={layout}")', "", ""]
+        lines += [f"class {name}(NamedTuple):"]
         lines += [f'    """struct {item.name}: {item.size_or_type} bytes."""', ""]
-        lines += [f"    {f.name}: {f.annotation}" for f in fields]
+        lines += [f"    {f.name}: {f.annotation}{_CLASH if f.name in ('count', 'index') else ''}" for f in fields]
         packed = ", ".join(f.pack for f in fields)
         lines += ["", "    def values(self) -> tuple[Any, ...]:", f"        return ({packed},)"]
         lines += ["", "    def pack(self) -> bytes:", f"        return {constant}.pack({packed})"]
@@ -204,9 +210,14 @@ class Writer:
             arguments = ", ".join(f"v[{slot + i}]" for i in range(f.slots))
             parts.append(f.unpack.format(arguments))
             slot += f.slots
-        lines += ["", "    @classmethod", f"    def of(cls, *v: Any) -> {name}:", f"        return cls({', '.join(parts)})"]
+        lines += [
+            "",
+            "    @classmethod",
+            f"    def of(cls, *v: Any) -> {name}:",
+            f"        return cls({', '.join(parts)})",
+        ]
         lines += ["", "    @classmethod", f"    def unpack(cls, raw: bytes) -> {name}:"]
-        lines += [f"        return cls.of(*{constant}.unpack(raw))", "", f"    SIZE = {item.size_or_type}", "", ""]
+        lines += [f"        return cls.of(*{constant}.unpack(raw))", "", ""]
         self.done[name] = "\n".join(lines)
         return name
 
@@ -240,7 +251,10 @@ class Writer:
                     else:
                         sides[member] = f"U{target.size_or_type * 8}"
             rows.append((variable.name, sides.get("key"), sides.get("value")))
-        lines = ["#: map → (type of the key, type of the value); None where the map has none", "MAPS: dict[str, tuple[Any, Any]] = {"]
+        lines = [
+            "#: map → (type of the key, type of the value); None where the map has none",
+            "MAPS: dict[str, tuple[Any, Any]] = {",
+        ]
         lines += [f'    "{name}": ({key}, {value}),' for name, key, value in sorted(rows)]
         return [*lines, "}", ""]
 
@@ -275,19 +289,13 @@ from typing import Any, NamedTuple
 class Address:
     """struct wag_addr: 16 bytes, IPv4 as ::ffff:a.b.c.d. Plain bytes in Python."""
 
-    SIZE = 16
-
 
 class U32:
     """A 32-bit number in host byte order."""
 
-    SIZE = 4
-
 
 class U64:
     """A 64-bit number in host byte order."""
-
-    SIZE = 8
 
 
 def _swap16(port: int) -> int:
@@ -313,7 +321,10 @@ def generate() -> str:
     text += "\n".join(maps) + "\n" + "\n".join(config_lines(btf))
     return subprocess.run(
         [sys.executable, "-m", "ruff", "format", "-q", "--stdin-filename", str(OUTPUT), "-"],
-        input=text, capture_output=True, text=True, check=True,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 

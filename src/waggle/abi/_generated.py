@@ -10,19 +10,13 @@ from typing import Any, NamedTuple
 class Address:
     """struct wag_addr: 16 bytes, IPv4 as ::ffff:a.b.c.d. Plain bytes in Python."""
 
-    SIZE = 16
-
 
 class U32:
     """A 32-bit number in host byte order."""
 
-    SIZE = 4
-
 
 class U64:
     """A 64-bit number in host byte order."""
-
-    SIZE = 8
 
 
 def _swap16(port: int) -> int:
@@ -101,6 +95,7 @@ class NatFlag(IntFlag):
     CLOSING = 2
 
 
+EVENT_SIZE = 88
 _EVENT = Struct("=QQQ16s16s16sHHHBBBB2xI")
 
 
@@ -109,7 +104,7 @@ class Event(NamedTuple):
 
     time_ns: int
     netns: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
     src: bytes
     dst: bytes
     backend: bytes
@@ -181,9 +176,8 @@ class Event(NamedTuple):
     def unpack(cls, raw: bytes) -> Event:
         return cls.of(*_EVENT.unpack(raw))
 
-    SIZE = 88
 
-
+ENDPOINT_SIZE = 24
 _ENDPOINT = Struct("=II6s6sI")
 
 
@@ -216,9 +210,8 @@ class Endpoint(NamedTuple):
     def unpack(cls, raw: bytes) -> Endpoint:
         return cls.of(*_ENDPOINT.unpack(raw))
 
-    SIZE = 24
 
-
+FLOW_KEY_SIZE = 64
 _FLOW_KEY = Struct("=Q16s16s16sHHBB2x")
 
 
@@ -266,16 +259,15 @@ class FlowKey(NamedTuple):
     def unpack(cls, raw: bytes) -> FlowKey:
         return cls.of(*_FLOW_KEY.unpack(raw))
 
-    SIZE = 64
 
-
+FLOW_SIZE = 16
 _FLOW = Struct("=QQ")
 
 
 class Flow(NamedTuple):
     """struct wag_flow: 16 bytes."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
     emitted_ns: int
 
     def values(self) -> tuple[Any, ...]:
@@ -295,9 +287,8 @@ class Flow(NamedTuple):
     def unpack(cls, raw: bytes) -> Flow:
         return cls.of(*_FLOW.unpack(raw))
 
-    SIZE = 16
 
-
+SERVICE_KEY_SIZE = 24
 _SERVICE_KEY = Struct("=16sHB5x")
 
 
@@ -326,9 +317,8 @@ class ServiceKey(NamedTuple):
     def unpack(cls, raw: bytes) -> ServiceKey:
         return cls.of(*_SERVICE_KEY.unpack(raw))
 
-    SIZE = 24
 
-
+SERVICE_SIZE = 16
 _SERVICE = Struct("=IIII")
 
 
@@ -336,7 +326,7 @@ class Service(NamedTuple):
     """struct wag_service: 16 bytes."""
 
     offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
     revision: int
     flags: int
 
@@ -359,9 +349,8 @@ class Service(NamedTuple):
     def unpack(cls, raw: bytes) -> Service:
         return cls.of(*_SERVICE.unpack(raw))
 
-    SIZE = 16
 
-
+BACKEND_SIZE = 24
 _BACKEND = Struct("=16sHH4x")
 
 
@@ -390,9 +379,8 @@ class Backend(NamedTuple):
     def unpack(cls, raw: bytes) -> Backend:
         return cls.of(*_BACKEND.unpack(raw))
 
-    SIZE = 24
 
-
+TUPLE_SIZE = 40
 _TUPLE = Struct("=16s16sHHB3x")
 
 
@@ -425,9 +413,8 @@ class Tuple(NamedTuple):
     def unpack(cls, raw: bytes) -> Tuple:
         return cls.of(*_TUPLE.unpack(raw))
 
-    SIZE = 40
 
-
+NAT_SIZE = 56
 _NAT = Struct("=16s16sHHB3xIIQ")
 
 
@@ -457,8 +444,6 @@ class Nat(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> Nat:
         return cls.of(*_NAT.unpack(raw))
-
-    SIZE = 56
 
 
 #: map → (type of the key, type of the value); None where the map has none

@@ -7,6 +7,7 @@ LINK_CREATE on an interface acts in the caller's network namespace.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import errno
 import struct
@@ -109,8 +110,6 @@ def detach(pin: Path) -> bool:
 
 def query_programs(target: int, attach_type: AttachType) -> list[tuple[int, str]]:
     """(id, name) of the programs attached at a hook, in the order they run."""
-    import ctypes
-
     ids = (ctypes.c_uint32 * 64)()
     attr = attr_of("IIIIQII", target, attach_type, 0, 0, ctypes.addressof(ids), 64, 0, size=64)
     bpf(syscall.PROG_QUERY, attr, f"query {attach_type.name.lower()}")

@@ -61,9 +61,8 @@ class Map:
         self.value_size = (size + 7) // 8 * 8 * possible_cpus() if self.info.type in _PERCPU else size
         self._key = ctypes.create_string_buffer(max(self.key_size, 1))
         self._value = ctypes.create_string_buffer(max(self.value_size, 1))
-        self._attr = attr_of(
-            "IIQQQ", fd.number, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0
-        )
+        self._attr = attr_of("IIQQQ", fd.number, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+        self._delete_attr = attr_of("IIQ", fd.number, 0, ctypes.addressof(self._key))
 
     @classmethod
     def pinned(cls, path: Path) -> Map:
@@ -71,12 +70,10 @@ class Map:
         return cls(syscall.obj_get(path))
 
     @classmethod
-    def create(
-        cls, kind: int, key_size: int, value_size: int, max_entries: int, name: str, flags: int = 0
-    ) -> Map:
+    def create(cls, kind: int, key_size: int, value_size: int, max_entries: int, name: str, flags: int = 0) -> Map:
         """A new map without BTF: for tests and for moving entries."""
         attr = attr_of("IIIIIII", kind, key_size, value_size, max_entries, flags, 0, 0, size=72)
-        attr[28 : 28 + 15] = name.encode()[:15].ljust(15, b"\0")
+        ctypes.memmove(ctypes.addressof(attr) + 28, name.encode()[:15], len(name.encode()[:15]))
         return cls(Fd(bpf(syscall.MAP_CREATE, attr, f"create map {name}")))
 
     def pin(self, path: Path) -> None:
@@ -114,7 +111,7 @@ class Map:
     def delete(self, key: bytes) -> bool:
         """Removes one entry; False where there was none."""
         self._set_key(key)
-        result, number = bpf_raw(syscall.MAP_DELETE_ELEM, self._attr)
+        result, number = bpf_raw(syscall.MAP_DELETE_ELEM, self._delete_attr)
         if result < 0:
             if number == errno.ENOENT:
                 return False

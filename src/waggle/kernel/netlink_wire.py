@@ -16,8 +16,9 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
-#: Marks every route waggle adds (rtm_protocol), so that cleanup finds them and leaves others alone.
-RTPROT_WAGGLE = 187
+#: Marks every route waggle adds (rtm_protocol), so that cleanup finds them and leaves others alone. A number that no
+#: routing daemon uses (iproute2 etc/iproute2/rt_protos; 186 to 189 are FRR's).
+RTPROT_WAGGLE = 119
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 

@@ -245,9 +245,7 @@ def summarize_verifier_log(log: str) -> str:
     return ""
 
 
-def load_pinned(
-    bpf: BpfObject, pin_dir: Path, sizes: Mapping[str, int]
-) -> dict[str, Map]:
+def load_pinned(bpf: BpfObject, pin_dir: Path, sizes: Mapping[str, int]) -> dict[str, Map]:
     """Loads `bpf` with its maps pinned in `pin_dir`, taking over those that are there.
 
     A pinned map whose size or layout differs from what this version wants is replaced: a new one is made, entries are

@@ -33,7 +33,7 @@ class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_default
     """Base of all objects here."""
 
 
-class ObjectMeta(Struct):
+class ObjectMeta(Struct, frozen=True):
     name: str = ""
     namespace: str = ""
     uid: str = ""
@@ -43,7 +43,7 @@ class ObjectMeta(Struct):
     deletion_timestamp: str | None = None
 
 
-class ServicePort(Struct):
+class ServicePort(Struct, frozen=True):
     port: int
     name: str = ""
     protocol: str = "TCP"
@@ -51,7 +51,7 @@ class ServicePort(Struct):
     node_port: int = 0
 
 
-class ServiceSpec(Struct):
+class ServiceSpec(Struct, frozen=True):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
@@ -65,7 +65,7 @@ class ServiceSpec(Struct):
     external_traffic_policy: str = "Cluster"
 
 
-class Service(Struct):
+class Service(Struct, frozen=True):
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
 
@@ -74,19 +74,19 @@ class Service(Struct):
         return ObjectKey(self.metadata.namespace, self.metadata.name)
 
 
-class EndpointConditions(Struct):
+class EndpointConditions(Struct, frozen=True):
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
 
 
-class ObjectReference(Struct):
+class ObjectReference(Struct, frozen=True):
     kind: str = ""
     namespace: str = ""
     name: str = ""
 
 
-class Endpoint(Struct):
+class Endpoint(Struct, frozen=True):
     addresses: list[str] = []
     conditions: EndpointConditions = EndpointConditions()
     node_name: str | None = None
@@ -94,13 +94,13 @@ class Endpoint(Struct):
     target_ref: ObjectReference | None = None
 
 
-class EndpointPort(Struct):
+class EndpointPort(Struct, frozen=True):
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
 
 
-class EndpointSlice(Struct):
+class EndpointSlice(Struct, frozen=True):
     metadata: ObjectMeta
     address_type: str = "IPv4"
     endpoints: list[Endpoint] | None = None
@@ -117,7 +117,7 @@ class EndpointSlice(Struct):
         return ObjectKey(self.metadata.namespace, name) if name else None
 
 
-class ContainerPort(Struct):
+class ContainerPort(Struct, frozen=True):
     container_port: int
     name: str = ""
     protocol: str = "TCP"
@@ -125,12 +125,12 @@ class ContainerPort(Struct):
     host_ip: str = msgspec.field(default="", name="hostIP")
 
 
-class EnvVar(Struct):
+class EnvVar(Struct, frozen=True):
     name: str
     value: str = ""
 
 
-class Container(Struct):
+class Container(Struct, frozen=True):
     name: str = ""
     image: str = ""
     command: list[str] = []
@@ -140,23 +140,23 @@ class Container(Struct):
     working_dir: str = ""
 
 
-class PodSpec(Struct):
+class PodSpec(Struct, frozen=True):
     node_name: str = ""
     host_network: bool = False
     containers: list[Container] = []
     init_containers: list[Container] = []
 
 
-class PodIP(Struct):
+class PodIP(Struct, frozen=True):
     ip: str
 
 
-class PodCondition(Struct):
+class PodCondition(Struct, frozen=True):
     type: str
     status: str
 
 
-class PodStatus(Struct):
+class PodStatus(Struct, frozen=True):
     phase: str = ""
     pod_ip: str = msgspec.field(default="", name="podIP")
     pod_ips: list[PodIP] = msgspec.field(default_factory=list, name="podIPs")
@@ -164,7 +164,7 @@ class PodStatus(Struct):
     conditions: list[PodCondition] = []
 
 
-class Pod(Struct):
+class Pod(Struct, frozen=True):
     metadata: ObjectMeta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
@@ -174,21 +174,21 @@ class Pod(Struct):
         return ObjectKey(self.metadata.namespace, self.metadata.name)
 
 
-class NodeAddress(Struct):
+class NodeAddress(Struct, frozen=True):
     type: str
     address: str
 
 
-class NodeSpec(Struct):
+class NodeSpec(Struct, frozen=True):
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
     pod_cidrs: list[str] = msgspec.field(default_factory=list, name="podCIDRs")
 
 
-class NodeStatus(Struct):
+class NodeStatus(Struct, frozen=True):
     addresses: list[NodeAddress] = []
 
 
-class Node(Struct):
+class Node(Struct, frozen=True):
     metadata: ObjectMeta
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()

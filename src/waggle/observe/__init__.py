@@ -1,0 +1,1 @@
+"""What the data path reports: drops, flows, counters."""

@@ -37,10 +37,6 @@ class ServiceRow(NamedTuple):
     flags: tuple[int, ...]
     backends: bytes
 
-    @property
-    def count(self) -> int:
-        return len(self.backends) // Backend.SIZE
-
 
 class PortView(NamedTuple):
     """One Service port in one family, for people: what `service list` shows and what `plan_service` encodes."""

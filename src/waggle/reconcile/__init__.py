@@ -1,0 +1,1 @@
+"""Desired minus actual, written to the kernel."""

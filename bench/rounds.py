@@ -1,0 +1,92 @@
+"""Alternated rounds and what is made of them: medians, ratios of medians, and how far single rounds spread.
+
+Within a round every way is measured once, directly after one another; the order rotates from round to round, so that
+no way is always first. A machine that gets slower for a while then slows all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.traffic import ClientSettings, Sample, Test, rate_of, run_client
+from bench.ways import Way
+
+
+def measure(
+    ways: Sequence[Way],
+    tests: Sequence[Test],
+    placements: Sequence[str],
+    services: int,
+    rounds: int,
+    settings: ClientSettings,
+    progress: Callable[[str], None],
+) -> list[Sample]:
+    """`rounds` samples for every placement, test and way."""
+    samples: list[Sample] = []
+    for placement in placements:
+        for test in tests:
+            progress(f"{services} Services, {placement}: {test.title}")
+            for number in range(rounds):
+                shift = number % len(ways)
+                for way in (*ways[shift:], *ways[:shift]):
+                    figures, stolen = run_client(way.client, way.targets(placement, test), test, settings)
+                    samples.append(
+                        Sample(
+                            services=services,
+                            placement=placement,
+                            test=test.key,
+                            way=way.name,
+                            round=number,
+                            rate=rate_of(test, figures),
+                            p50_us=figures["p50_us"],
+                            p99_us=figures["p99_us"],
+                            lost=int(figures["lost"]),
+                            connections=int(figures["connections"]),
+                            stolen=stolen,
+                        )
+                    )
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median and the middle half around it."""
+
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    count: int
+
+
+def spread(values: Iterable[float]) -> Spread:
+    ordered = sorted(values)
+    if len(ordered) < 2:
+        return Spread(ordered[0], ordered[0], ordered[0], len(ordered))
+    low, median, high = statistics.quantiles(ordered, n=4, method="inclusive")
+    return Spread(median, low, high, len(ordered))
+
+
+class Rates:
+    """The samples, by what they measured."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._by_cell: dict[tuple[int, str, str, str], dict[int, float]] = {}
+        for sample in samples:
+            cell = (sample.services, sample.placement, sample.test, sample.way)
+            self._by_cell.setdefault(cell, {})[sample.round] = sample.rate
+
+    def has(self, services: int, placement: str, test: str, way: str) -> bool:
+        return (services, placement, test, way) in self._by_cell
+
+    def rate(self, services: int, placement: str, test: str, way: str) -> Spread:
+        return spread(self._by_cell[services, placement, test, way].values())
+
+    def ratio(self, services: int, placement: str, test: str, way: str, to: str) -> Spread:
+        """Ratio of the medians; the quartiles are those of the ratios of single rounds."""
+        upper = self._by_cell[services, placement, test, way]
+        lower = self._by_cell[services, placement, test, to]
+        single = spread(upper[number] / lower[number] for number in upper.keys() & lower.keys())
+        median = statistics.median(upper.values()) / statistics.median(lower.values())
+        return Spread(median, single.low, single.high, single.count)

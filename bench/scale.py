@@ -1,0 +1,168 @@
+"""The agent with very many Services: how long it takes, and what it holds.
+
+Cold start: nothing pinned, from the agent's process being made until the observer sees every frontend with all of
+its endpoints in the map. (The agent writes backends before the frontend that points to them.)
+
+Change: from the moment the API server hands one EndpointSlice event to its socket until the observer sees the
+frontend's value changed. Each change is checked: the backends are those of the slice that was sent.
+
+Memory: of the agent, its proportional and resident set; of the maps, what the kernel accounts for them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench import objects
+from bench.observer import ChangeWatch, Filled, FillWatch, Tables, frontend_key, map_memory
+from bench.places import BenchError
+from bench.scale_node import ScaleNode
+from bench.stand_in import StandInApi
+
+_START_LIMIT = 120.0
+_CHANGE_LIMIT_MS = 10_000
+
+
+def measure_scale(
+    services: int, endpoints: int, starts: int, changes: int, cpu: int | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Everything this module measures, as a document for the JSON file."""
+    with ExitStack() as stack:
+        node = stack.enter_context(ScaleNode())
+        progress(f"a Kubernetes API with {services} Services of {endpoints} endpoints")
+        api = stack.enter_context(StandInApi(node.place, node.folder, node.api_port, services, endpoints))
+        node.configure({"kubeconfig": str(api.kubeconfig), "kubernetes-netns": str(node.place.netns)})
+        cold, warm = [], []
+        for number in range(starts):
+            progress(f"cold start {number + 1} of {starts}")
+            cold.append(_start(node, services, endpoints))
+            if number + 1 < starts:
+                node.stop_agent()
+                node.clean()
+        tables = Tables(node.pin("wag_services"), node.pin("wag_backends"))
+        stack.callback(tables.close)
+        _check(tables, services, endpoints)
+        at_start = _memory(node)
+        latencies = _changes(node, api, tables, services, changes, cpu, progress)
+        idle = _idle_cpu(node, 5.0)
+        after = _memory(node)
+        maps = map_memory(node.bpf_root)
+        progress("restart with everything pinned")
+        warm.append(_restart(node, api, tables, services))
+    return {
+        "services": services,
+        "endpoints": endpoints,
+        "cold_start_s": cold,
+        "restart_s": warm,
+        "change_ms": latencies,
+        "agent_memory": {"after start": at_start, f"after {changes} changes": after},
+        "agent_idle_cpu": idle,
+        "maps": maps,
+    }
+
+
+def _start(node: ScaleNode, services: int, endpoints: int) -> dict[str, float]:
+    """Seconds from the start of the process until maps exist, the first frontend is there, all are."""
+    watch = FillWatch(node.pin("wag_services"), services, endpoints, _START_LIMIT)
+    try:
+        started = node.start_agent()
+        node.wait(f"{services} Services are in the maps", watch.done, _START_LIMIT + 5)
+        filled: Filled = watch.result()
+    finally:
+        watch.close()
+    assert node.agent is not None
+    return {
+        "maps": (filled.appeared_ns - started) / 1e9,
+        "first": (filled.first_ns - started) / 1e9,
+        "all": (filled.full_ns - started) / 1e9,
+        "cpu": _cpu_seconds(node.agent.pid),
+    }
+
+
+def _check(tables: Tables, services: int, endpoints: int) -> None:
+    """Some of the Services, picked at random, have exactly the backends they should."""
+    for number in random.sample(range(services), min(services, 200)):
+        wanted = sorted((objects.endpoint_ip(number, index), objects.TARGET_PORT) for index in range(endpoints))
+        _expect(tables, number, wanted)
+
+
+def _expect(tables: Tables, number: int, wanted: list[tuple[str, int]]) -> None:
+    found = tables.backends_of(_key(number))
+    if found != wanted:
+        raise BenchError(f"Service {number} has the backends {found} instead of {wanted}")
+
+
+def _key(number: int) -> bytes:
+    return frontend_key(objects.cluster_ip(number), objects.FILLER_PORT)
+
+
+def _changes(
+    node: ScaleNode,
+    api: StandInApi,
+    tables: Tables,
+    services: int,
+    changes: int,
+    cpu: int | None,
+    progress: Callable[[str], None],
+) -> list[float]:
+    """Milliseconds of every single change, in the order they were made."""
+    latencies = []
+    with ChangeWatch(node.pin("wag_services"), cpu) as watch:
+        for count in range(changes):
+            if count % 100 == 0:
+                progress(f"change {count + 1} of {changes}")
+            # not in step with any timer of the agent
+            time.sleep(random.uniform(0.02, 0.06))
+            number = random.randrange(services)
+            watch.arm(_key(number), _CHANGE_LIMIT_MS)
+            sent, addresses = api.change(number)
+            latencies.append((watch.changed() - sent) / 1e6)
+            _expect(tables, number, sorted((address, objects.TARGET_PORT) for address in addresses))
+    return latencies
+
+
+def _restart(node: ScaleNode, api: StandInApi, tables: Tables, services: int) -> dict[str, float]:
+    """The agent is killed, one Service changes meanwhile, and it is started again: seconds until that is applied."""
+    number = random.randrange(services)
+    with ChangeWatch(node.pin("wag_services"), None) as watch:
+        node.stop_agent(kill=True)
+        _, addresses = api.change(number)
+        api.make_lists()
+        watch.arm(_key(number), int(_START_LIMIT * 1000))
+        started = node.start_agent()
+        seconds = (watch.changed() - started) / 1e9
+    _expect(tables, number, sorted((address, objects.TARGET_PORT) for address in addresses))
+    return {"applied": seconds}
+
+
+def _memory(node: ScaleNode) -> dict[str, int]:
+    """Bytes of the agent's whole process tree."""
+    assert node.agent_place.cgroup is not None
+    total = {"rss": 0, "pss": 0}
+    pids = (node.agent_place.cgroup / "cgroup.procs").read_text().split()
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in ("Rss", "Pss"):
+                total[name.lower()] += int(rest.split()[0]) * 1024
+    return total | {"processes": len(pids)}
+
+
+def _idle_cpu(node: ScaleNode, seconds: float) -> float:
+    """Share of one CPU that the agent takes while nothing changes."""
+    assert node.agent is not None
+    time.sleep(1)
+    before = _cpu_seconds(node.agent.pid)
+    time.sleep(seconds)
+    return (_cpu_seconds(node.agent.pid) - before) / seconds
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

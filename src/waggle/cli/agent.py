@@ -1,0 +1,98 @@
+"""`waggle agent` and `waggle cleanup`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from waggle.cli.output import Output, OutputFormat, console, print_json
+from waggle.config import AgentConfig, load_config
+
+_HELP = {name: f.metadata["help"] for name, f in AgentConfig.__dataclass_fields__.items()}
+
+
+def agent(
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same settings as these flags.")] = None,
+    node_name: Annotated[str | None, typer.Option(help=_HELP["node_name"])] = None,
+    manifests: Annotated[Path | None, typer.Option(help=_HELP["manifests"], metavar="DIR")] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(help=_HELP["kubeconfig"], metavar="FILE")] = None,
+    kubernetes_netns: Annotated[Path | None, typer.Option(help=_HELP["kubernetes_netns"], metavar="PATH")] = None,
+    pod_cidr: Annotated[
+        list[str] | None, typer.Option(help=_HELP["pod_cidr"] + " Repeat or separate by commas.")
+    ] = None,
+    node_ip: Annotated[list[str] | None, typer.Option(help=_HELP["node_ip"] + " Repeat or separate by commas.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help=_HELP["devices"] + " Repeat or separate by commas.")] = None,
+    cgroup_root: Annotated[Path | None, typer.Option(help=_HELP["cgroup_root"], metavar="DIR")] = None,
+    bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR")] = None,
+    api_socket: Annotated[Path | None, typer.Option(help=_HELP["api_socket"], metavar="PATH")] = None,
+    metrics_address: Annotated[str | None, typer.Option(help=_HELP["metrics_address"], metavar="HOST:PORT")] = None,
+    events: Annotated[bool | None, typer.Option("--events/--no-events", help=_HELP["events"])] = None,
+    max_services: Annotated[int | None, typer.Option(help=_HELP["max_services"])] = None,
+    max_backends: Annotated[int | None, typer.Option(help=_HELP["max_backends"])] = None,
+    max_nat: Annotated[int | None, typer.Option(help=_HELP["max_nat"])] = None,
+    log_level: Annotated[str | None, typer.Option(help=_HELP["log_level"])] = None,
+) -> None:
+    """Run the agent of this node.
+
+    It loads the data path, keeps it as Kubernetes or a directory of manifests say, and answers CNI requests. Ending it
+    leaves the data path at work; `waggle cleanup` removes everything.
+    """
+    from waggle.agent.daemon import run_agent  # imported here: other commands start without it
+
+    flags = {
+        "node_name": node_name,
+        "manifests": manifests,
+        "kubeconfig": kubeconfig,
+        "kubernetes_netns": kubernetes_netns,
+        "pod_cidr": _flat(pod_cidr),
+        "node_ip": _flat(node_ip),
+        "devices": _flat(devices),
+        "cgroup_root": cgroup_root,
+        "bpf_root": bpf_root,
+        "state_dir": state_dir,
+        "api_socket": api_socket,
+        "metrics_address": metrics_address,
+        "events": events,
+        "max_services": max_services,
+        "max_backends": max_backends,
+        "max_nat": max_nat,
+        "log_level": log_level,
+    }
+    run_agent(load_config(config, flags))
+
+
+def cleanup(
+    bpf_root: Annotated[Path, typer.Option(envvar="WAGGLE_BPF_ROOT", help=_HELP["bpf_root"], metavar="DIR")] = Path(
+        "/sys/fs/bpf/waggle"
+    ),
+    state_dir: Annotated[Path, typer.Option(help=_HELP["state_dir"], metavar="DIR")] = Path("/var/lib/waggle"),
+    api_socket: Annotated[
+        Path, typer.Option(envvar="WAGGLE_API_SOCKET", help=_HELP["api_socket"], metavar="PATH")
+    ] = Path("/run/waggle/agent.sock"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Remove everything waggle ever put on this node, and print what.
+
+    Programs and links, pinned maps, pods' interfaces, routes, address reservations, the socket. Refuses while an agent
+    runs.
+    """
+    from waggle.reconcile.cleanup import clean_node
+
+    removed = clean_node(bpf_root, state_dir, api_socket, dry_run=dry_run)
+    if output is OutputFormat.JSON:
+        print_json({"dryRun": dry_run, "removed": [{"kind": kind, "name": name} for kind, name in removed]})
+        return
+    for kind, name in removed:
+        console().print(f"{'would remove' if dry_run else 'removed'} {kind} {name}")
+    if not removed:
+        console().print("nothing of waggle is on this node")
+
+
+def _flat(values: list[str] | None) -> tuple[str, ...] | None:
+    if not values:
+        return None
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())

@@ -1,0 +1,224 @@
+"""Commands that look: status, service list, endpoint list, flows, map dump."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from waggle.cli import client
+from waggle.cli.output import (
+    DEFAULT_API_SOCKET,
+    EXIT_PROBLEMS,
+    BpfRoot,
+    Output,
+    OutputFormat,
+    Socket,
+    console,
+    print_json,
+    print_table,
+    show,
+)
+from waggle.errors import NotFound
+
+service_app = typer.Typer(help="Services as this node serves them.", no_args_is_help=True)
+endpoint_app = typer.Typer(help="Pods attached on this node.", no_args_is_help=True)
+map_app = typer.Typer(help="The pinned maps of the data path.", no_args_is_help=True)
+
+DEFAULT_BPF_ROOT = Path("/sys/fs/bpf/waggle")
+
+
+def status(socket: Socket = DEFAULT_API_SOCKET, output: Output = OutputFormat.TABLE) -> None:
+    """The node at a glance. Exit status 3 when something has a problem."""
+    facts = client.get(socket, "/status")
+    show(output, facts, _print_status)
+    if facts["problems"]:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _print_status(facts: dict[str, Any]) -> None:
+    out = console()
+    counts = facts["counts"]
+    addresses = [a for a in facts["addresses"].values() if a]
+    sources = [f"{name} ({'in sync' if s['synced'] else 'waiting'})" for name, s in facts["sources"].items()]
+    lines = {
+        "Node": facts["node"],
+        "Up": _duration(time.time() - facts["started"]),
+        "State": "in sync" if facts["synced"] else "waiting for its sources",
+        "Sources": ", ".join(sources) or "none",
+        "Addresses": ", ".join(addresses) or "none",
+        "Uplinks": ", ".join(facts["devices"]) or "none",
+        "Pod ranges": ", ".join(facts["podRanges"]) or "none",
+        "Services": f"{counts['services']} ({counts['frontends']} frontends, {counts['backends']} backend records)",
+        "Pods": str(counts["pods"]),
+        "Nodes": str(counts["nodes"]),
+        "Maps": f"{facts['mapMemoryBytes'] / 2**20:.1f} MiB in {facts['bpfRoot']}",
+        "cgroup": facts["cgroupRoot"],
+    }
+    for name, value in lines.items():
+        out.print(f"{name + ':':<12}{value}")
+    for problem in facts["problems"]:
+        where = f"{problem['file']}:{problem['line']}: " if problem["file"] and problem["line"] else ""
+        out.print(f"{'Problem:':<12}{where}{problem['subject']}: {problem['reason']}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")]
+    shown = [f"{n}{unit}" for n, unit in parts if n]
+    return " ".join(shown[:2]) or "0s"
+
+
+@service_app.command("list")
+def service_list(
+    namespace: Annotated[str | None, typer.Option("-n", "--namespace", help="Only this namespace.")] = None,
+    socket: Socket = DEFAULT_API_SOCKET,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Services with their frontends and the backends that traffic may go to now."""
+    rows = [r for r in client.get(socket, "/services") if namespace is None or r["namespace"] == namespace]
+    show(output, rows, _print_services)
+
+
+def _print_services(rows: list[dict[str, Any]]) -> None:
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        name = f"{row['namespace']}/{row['name']}"
+        if not row["ports"]:
+            lines.append((name, row["type"], "-", "-", row["problem"] or "not served"))
+        for port in row["ports"]:
+            shown = [_host_port(b) + (f" ({b['name']})" if b["name"] else "") for b in port["backends"][:10]]
+            more = len(port["backends"]) - len(shown)
+            if more > 0:
+                shown.append(f"and {more} more")
+            lines.append(
+                (
+                    name,
+                    row["type"],
+                    port["protocol"],
+                    "\n".join(f["text"] for f in port["frontends"]),
+                    "\n".join(shown) or f"none usable of {port['endpoints']}",
+                )
+            )
+            name = ""
+        if row["ports"] and row["problem"]:
+            lines.append(("", "", "", "", f"problem: {row['problem']}"))
+    print_table(("SERVICE", "TYPE", "PROTOCOL", "FRONTENDS", "BACKENDS"), lines, "no Services")
+
+
+def _host_port(backend: dict[str, Any]) -> str:
+    address, port = backend["address"], backend["port"]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@endpoint_app.command("list")
+def endpoint_list(socket: Socket = DEFAULT_API_SOCKET, output: Output = OutputFormat.TABLE) -> None:
+    """Pods that the CNI plugin attached on this node."""
+    rows = client.get(socket, "/endpoints")
+    show(output, rows, _print_endpoints)
+
+
+def _print_endpoints(rows: list[dict[str, Any]]) -> None:
+    lines = [
+        (
+            f"{r['namespace'] or 'default'}/{r['name']}" if r["name"] else r["containerID"][:12],
+            "\n".join(r["addresses"]),
+            r["interface"],
+            r["mac"],
+        )
+        for r in rows
+    ]
+    print_table(("POD", "ADDRESSES", "INTERFACE", "MAC"), lines, "no pods on this node")
+
+
+def flows(
+    kind: Annotated[str, typer.Option("--kind", help="drop or flow; both without it.")] = "",
+    limit: Annotated[int, typer.Option("--limit", help="End after so many events; 0: never.")] = 0,
+    socket: Socket = DEFAULT_API_SOCKET,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Drops and Service translations as they happen, until interrupted.
+
+    Translations are counted per client, Service and backend: a line is printed when such a flow is new and then at most
+    once a second, with the count so far.
+    """
+    if kind not in ("", "drop", "flow"):
+        raise typer.BadParameter("must be drop or flow", param_hint="--kind")
+    if limit < 0:
+        raise typer.BadParameter("must not be negative", param_hint="--limit")
+    for number, event in enumerate(client.stream(socket, f"/events?kind={kind}"), 1):
+        if output is OutputFormat.JSON:
+            print_json_line(event)
+        else:
+            typer.echo(_event_line(event))
+        if number == limit:
+            return
+
+
+def print_json_line(event: dict[str, Any]) -> None:
+    """One compact JSON document on one line."""
+    import json
+
+    typer.echo(json.dumps(event, separators=(",", ":")))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(event["time"])) + f".{int(event['time'] % 1 * 1000):03d}"
+    source = _end(event["source"])
+    target = _end(event["destination"])
+    service = f" (Service {event['service']})" if event.get("service") else ""
+    if event["kind"] == "drop":
+        text = f"DROP  {event['protocol']} {source} → {target}{service}: {event['explanation']} [{event['reason']}]"
+    else:
+        text = f"FLOW  {event['protocol']} {source} → {target}{service} → {_end(event['backend'])} ×{event['count']}"
+    lost = f"  ({event['lost']} events lost: this reader was too slow)" if event.get("lost") else ""
+    return f"{clock} {text} at {event['hook']}{lost}"
+
+
+def _end(end: dict[str, Any]) -> str:
+    if not end["address"]:
+        return end["name"] or "a socket"
+    text = end["text"] if end["port"] else end["address"]
+    return f"{end['name']} {text}" if end["name"] else text
+
+
+@map_app.command("list")
+def map_list(bpf_root: BpfRoot = DEFAULT_BPF_ROOT, output: Output = OutputFormat.TABLE) -> None:
+    """The maps, their sizes and their memory. Works without an agent."""
+    from waggle.observe.dump import list_maps
+
+    rows = list_maps(bpf_root)
+    show(
+        output,
+        rows,
+        lambda rows: print_table(
+            ("MAP", "TYPE", "SIZE", "MEMORY"),
+            [(r["name"], r["type"], r["maxEntries"], f"{r['memoryBytes'] / 1024:.0f} KiB") for r in rows],
+            "no maps",
+        ),
+    )
+
+
+@map_app.command("dump")
+def map_dump(
+    name: Annotated[str, typer.Argument(help="Name as `map list` shows it; the prefix wag_ may be left out.")],
+    bpf_root: BpfRoot = DEFAULT_BPF_ROOT,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """All entries of a map, decoded. Works without an agent."""
+    from waggle.observe.dump import dump_map, list_maps
+
+    try:
+        rows = dump_map(bpf_root, name)
+    except NotFound as error:
+        known = ", ".join(r["name"] for r in list_maps(bpf_root)) or f"none under {bpf_root}: has an agent run here?"
+        raise NotFound(f"no map {name}: there is {known}") from error
+    if output is OutputFormat.JSON:
+        print_json(rows)
+        return
+    columns = list(rows[0]) if rows else []
+    print_table([c.upper() for c in columns], [list(r.values()) for r in rows], "no entries")

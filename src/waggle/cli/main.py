@@ -1,0 +1,73 @@
+"""The command line: `waggle`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from waggle import __version__
+from waggle.cli import agent, inspect, lab
+from waggle.errors import LoadError, WaggleError
+
+app = typer.Typer(
+    name="waggle",
+    help="Container networking on BPF: Kubernetes Services without kube-proxy, iptables or Netfilter.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+app.command("agent")(agent.agent)
+app.command("cleanup")(agent.cleanup)
+app.command("status")(inspect.status)
+app.command("flows")(inspect.flows)
+app.add_typer(inspect.service_app, name="service")
+app.add_typer(inspect.endpoint_app, name="endpoint")
+app.add_typer(inspect.map_app, name="map")
+app.add_typer(lab.app, name="lab")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"waggle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Container networking on BPF: Kubernetes Services without kube-proxy, iptables or Netfilter.
+
+    Exit status: 0 all is well, 1 the command failed (one line on standard error says why), 2 wrong usage, 3 the command
+    worked but what it looked at has problems.
+    """
+
+
+def main() -> None:
+    """Entry point: errors that waggle raises on purpose become one line and exit status 1."""
+    try:
+        app()
+    except LoadError as error:
+        print(f"waggle: {error}", file=sys.stderr)
+        if error.log:
+            print(error.log, file=sys.stderr)
+        sys.exit(1)
+    except WaggleError as error:
+        print(f"waggle: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

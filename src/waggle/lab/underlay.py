@@ -1,0 +1,107 @@
+"""The machines of a lab and the network between them.
+
+    waggle-LAB-net: bridge br0 (10.77.0.1, fd00:77::1, the gateway)
+      ├── waggle-LAB-node1: eth0 10.77.0.11, fd00:77::11
+      ├── waggle-LAB-node2 …
+      └── waggle-LAB-client: eth0 10.77.0.2, fd00:77::2, outside the cluster
+
+The gateway knows no route to pods: like a real network's, it answers "unreachable". Nodes reach each other's pods by
+the routes their agents set, on the shared link. Nothing here ever touches the namespace of the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from waggle.errors import LabError
+from waggle.lab import namespaces
+from waggle.lab.layout import GATEWAY_V4, GATEWAY_V6, PREFIX_V4, PREFIX_V6, LabLayout, NodeLayout, Place
+
+_CLIENT_ADDRESSES = ("10.77.0.2", "fd00:77::2")
+
+# Addresses are usable at once and nobody but the lab configures anything; rp_filter would drop packets whose way
+# back goes through a BPF redirect. "default" counts for interfaces made later, "all" for those that exist.
+_SYSCTLS = (
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "1"),
+    # The bridge switches frames; were it to show them to Netfilter, rules of the host's policy would apply in here.
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+)
+
+
+def create_switch(lab: LabLayout) -> bool:
+    """The underlay's namespace with its bridge. True when the namespace was made now."""
+    place = lab.underlay
+    created = namespaces.create_place(place)
+    namespaces.write_sysctls(place.netns, _SYSCTLS)
+    if "br0" not in _links(place):
+        # One batch, but not one transaction: `create_port` and this function both look at what exists first.
+        namespaces.ip_batch(place.netns, ["link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0"])
+    namespaces.ip_batch(
+        place.netns,
+        [
+            "link set lo up",
+            "link set br0 up",
+            f"address replace {GATEWAY_V4}/{PREFIX_V4} dev br0",
+            f"address replace {GATEWAY_V6}/{PREFIX_V6} dev br0 nodad",
+        ],
+    )
+    return created
+
+
+def create_client(lab: LabLayout) -> bool:
+    """The machine outside the cluster. True when it was made now."""
+    created = namespaces.create_place(lab.client)
+    _connect(lab, lab.client, _CLIENT_ADDRESSES)
+    return created
+
+
+def create_node(lab: LabLayout, node: NodeLayout) -> bool:
+    """The node's namespaces, connected. True when the network namespace was made now: the node has "booted"."""
+    created = namespaces.create_place(node.place)
+    _connect(lab, node.place, node.addresses)
+    return created
+
+
+def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
+    """eth0 of the machine, joined to the bridge, with its addresses and default routes. Idempotent."""
+    v4, v6 = addresses
+    namespaces.write_sysctls(place.netns, _SYSCTLS)
+    ports, links = _links(lab.underlay), _links(place)
+    if place.name not in ports or "eth0" not in links:
+        # Half a pair cannot be: a port without eth0 belongs to an eth0 that was moved or to a dying namespace.
+        setup = [f"link delete {place.name}"] if place.name in ports else []
+        setup.append(f"link add {place.name} type veth peer name eth0 netns {place.netns.name}")
+        namespaces.ip_batch(lab.underlay.netns, setup)
+    namespaces.ip_batch(lab.underlay.netns, [f"link set {place.name} master br0 up"])
+    namespaces.ip_batch(
+        place.netns,
+        [
+            "link set lo up",
+            "link set eth0 up",
+            f"address replace {v4}/{PREFIX_V4} dev eth0",
+            f"address replace {v6}/{PREFIX_V6} dev eth0 nodad",
+            f"route replace default via {GATEWAY_V4} dev eth0",
+            f"route replace default via {GATEWAY_V6} dev eth0",
+        ],
+    )
+
+
+def _links(place: Place) -> set[str]:
+    done = subprocess.run(
+        ["ip", "-netns", place.netns.name, "-json", "link", "show"], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise LabError(f"cannot list the interfaces of {place.netns.name}: {done.stderr.strip()}")
+    return {link["ifname"] for link in json.loads(done.stdout or "[]")}

@@ -1,0 +1,258 @@
+"""CNI requests as the plugin sends them, checked, and answers in the version that was asked for.
+
+The plugin hands over its environment and standard input untouched, so everything here is input from outside: each
+field is checked before anything acts on it, and what is wrong is answered with the specification's error code.
+Source: CNI specification 1.1.0 (sections 2 and 5); older versions differ in `ips[].version` and in their commands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from waggle.errors import CniError
+
+#: What `waggle-cni` (cni/waggle-cni.c) answers to VERSION too; the two lists must agree.
+SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+LATEST_VERSION = SUPPORTED_VERSIONS[-1]
+
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIG = 7
+TRY_AGAIN_LATER = 11
+NOT_AVAILABLE = 50
+# Codes from 100 on are the plugin's own.
+CHECK_FAILED = 100
+NO_FREE_ADDRESS = 101
+KERNEL_REFUSED = 102
+INTERNAL_ERROR = 103
+
+#: The plugin sends no more than 4 MiB of configuration; a server in front of `CniService` must let this much through.
+MAX_REQUEST_BYTES = 5 << 20
+
+_SINCE = {"CHECK": (0, 4, 0), "GC": (1, 1, 0), "STATUS": (1, 1, 0)}
+_COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?")
+_IFNAME_BYTES = 15
+_POD_NAME_LENGTH = 253
+_CONTAINER_ID_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CniRequest:
+    """A checked request. Fields that its command does not need are empty."""
+
+    command: str
+    version: str
+    network: str = ""
+    container_id: str = ""
+    ifname: str = ""
+    netns: str = ""
+    namespace: str = ""
+    pod_name: str = ""
+    prev_result: dict[str, Any] | None = None
+    dns: dict[str, Any] = field(default_factory=dict)
+    valid_attachments: frozenset[tuple[str, str]] = frozenset()
+
+
+def split_body(body: bytes) -> tuple[dict[str, str], bytes]:
+    """The environment and the raw configuration of `NAME=value\\0…\\0\\0configuration`. Raises CniError (4)."""
+    environment: dict[str, str] = {}
+    offset = 0
+    while True:
+        end = body.find(b"\0", offset)
+        if end < 0:
+            raise CniError(INVALID_ENVIRONMENT, "CNI_COMMAND: the request's environment does not end")
+        if end == offset:
+            return environment, body[end + 1 :]
+        name, equals, value = body[offset:end].partition(b"=")
+        offset = end + 1
+        if not equals:
+            raise CniError(INVALID_ENVIRONMENT, f"CNI environment: {_shown(name)} has no value")
+        try:
+            environment.setdefault(name.decode(), value.decode())
+        except UnicodeDecodeError as error:
+            raise CniError(INVALID_ENVIRONMENT, f"{_shown(name)}: not valid UTF-8") from error
+
+
+def version_asked(configuration: bytes) -> str:
+    """The cniVersion to answer an error in; the latest one where the configuration does not say."""
+    try:
+        document = msgspec.json.decode(configuration)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return LATEST_VERSION
+    version = document.get("cniVersion") if isinstance(document, dict) else None
+    return version if isinstance(version, str) and _VERSION.fullmatch(version) else LATEST_VERSION
+
+
+def parse_request(environment: Mapping[str, str], configuration: bytes) -> CniRequest:
+    """Raises CniError with codes 1 (version), 2, 4 (environment), 6 (not JSON) or 7 (invalid configuration)."""
+    command = environment.get("CNI_COMMAND", "")
+    if command not in _COMMANDS:
+        shown = _shown(command) if command else "not set"
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_COMMAND: {shown}; known are {', '.join(_COMMANDS)}")
+    document = _decode(configuration)
+    version = _version(document, command)
+    if command in ("STATUS", "VERSION"):
+        return CniRequest(command, version)
+    network = _network(document)
+    _refuse_unsupported(document)
+    if command == "GC":
+        return CniRequest(command, version, network=network, valid_attachments=_valid_attachments(document))
+    prev_result = _object(document, "prevResult")
+    if command == "CHECK" and prev_result is None:
+        raise CniError(INVALID_CONFIG, "prevResult: missing; CHECK needs the result of ADD")
+    arguments = _arguments(environment.get("CNI_ARGS", "")) if command == "ADD" else {}
+    return CniRequest(
+        command,
+        version,
+        network=network,
+        container_id=_container_id(environment),
+        ifname=_ifname(environment),
+        netns=_netns(environment, needed=command != "DEL"),
+        namespace=_pod_label(arguments, "K8S_POD_NAMESPACE"),
+        pod_name=_pod_label(arguments, "K8S_POD_NAME"),
+        prev_result=prev_result,
+        dns=_object(document, "dns") or {},
+    )
+
+
+def encode_error(version: str, code: int, message: str, details: str = "") -> bytes:
+    """The specification's error object."""
+    document: dict[str, Any] = {"cniVersion": version, "code": code, "msg": message}
+    if details:
+        document["details"] = details
+    return msgspec.json.encode(document)
+
+
+def _shown(value: str | bytes) -> str:
+    """For an error message: printable, and not longer than a line."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return repr(text if len(text) <= 80 else text[:80] + "…")
+
+
+def _decode(configuration: bytes) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(configuration)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise CniError(DECODING_FAILURE, f"the network configuration is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise CniError(DECODING_FAILURE, "the network configuration is not a JSON object")
+    return document
+
+
+def _version(document: dict[str, Any], command: str) -> str:
+    version = document.get("cniVersion", "0.1.0")  # the meaning of a missing version since 0.2.0
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise CniError(DECODING_FAILURE, f"cniVersion: {_shown(str(version))} is not a version")
+    if version not in SUPPORTED_VERSIONS:
+        supported = ", ".join(SUPPORTED_VERSIONS)
+        raise CniError(INCOMPATIBLE_VERSION, f"cniVersion: {version} is not supported", f"supported are {supported}")
+    since = _SINCE.get(command)
+    if since and tuple(map(int, version.split("."))) < since:
+        first = ".".join(map(str, since))
+        raise CniError(INCOMPATIBLE_VERSION, f"cniVersion: {version} has no {command}, which came with {first}")
+    return version
+
+
+def _network(document: dict[str, Any]) -> str:
+    name = document.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = "missing" if name is None else f"{_shown(str(name))} is not a network name"
+        raise CniError(INVALID_CONFIG, f"name: {shown}")
+    kind = document.get("type")
+    if not isinstance(kind, str) or not kind:
+        raise CniError(INVALID_CONFIG, "type: missing" if kind is None else f"type: {_shown(str(kind))} is no plugin")
+    return name
+
+
+def _refuse_unsupported(document: dict[str, Any]) -> None:
+    """What would silently give a pod another address than the one asked for."""
+    ipam = _object(document, "ipam")
+    if ipam:
+        shown = msgspec.json.encode(ipam)
+        raise CniError(UNSUPPORTED_FIELD, f"ipam: {_shown(shown)}: addresses come from the node's pod ranges")
+    wanted = (_object(document, "runtimeConfig") or {}).get("ips")
+    if wanted:
+        raise CniError(UNSUPPORTED_FIELD, f"runtimeConfig.ips: {_shown(str(wanted))}: addresses cannot be chosen")
+
+
+def _object(document: dict[str, Any], key: str) -> dict[str, Any] | None:
+    value = document.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise CniError(INVALID_CONFIG, f"{key}: not an object")
+    return value
+
+
+def _valid_attachments(document: dict[str, Any]) -> frozenset[tuple[str, str]]:
+    # Released runtimes have used both names; a missing list must not mean "remove everything", an empty one does.
+    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+        if key in document:
+            break
+    else:
+        raise CniError(INVALID_CONFIG, "cni.dev/valid-attachments: missing")
+    valid: set[tuple[str, str]] = set()
+    entries = document[key] if document[key] is not None else []
+    if not isinstance(entries, list):
+        raise CniError(INVALID_CONFIG, f"{key}: not a list")
+    for entry in entries:
+        container, ifname = (entry.get("containerID"), entry.get("ifname")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(container, str) or not isinstance(ifname, str):
+            raise CniError(INVALID_CONFIG, f"{key}: every entry needs containerID and ifname")
+        valid.add((container, ifname))
+    return frozenset(valid)
+
+
+def _container_id(environment: Mapping[str, str]) -> str:
+    value = environment.get("CNI_CONTAINERID", "")
+    if not _NAME.fullmatch(value) or len(value) > _CONTAINER_ID_LENGTH:
+        shown = f"{_shown(value)} is not a container ID" if value else "not set"
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_CONTAINERID: {shown}")
+    return value
+
+
+def _ifname(environment: Mapping[str, str]) -> str:
+    value = environment.get("CNI_IFNAME", "")
+    bad = any(c in "/:" or c.isspace() or not c.isprintable() for c in value)
+    if bad or value in ("", ".", "..", "lo") or len(value.encode()) > _IFNAME_BYTES or "%" in value:
+        shown = f"{_shown(value)} cannot name an interface" if value else "not set"
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME: {shown}")
+    return value
+
+
+def _netns(environment: Mapping[str, str], *, needed: bool) -> str:
+    value = environment.get("CNI_NETNS", "")
+    if needed and not value:
+        raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS: not set")
+    if value and not value.startswith("/"):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS: {_shown(value)} is not an absolute path")
+    return value
+
+
+def _arguments(text: str) -> dict[str, str]:
+    arguments: dict[str, str] = {}
+    for pair in text.split(";"):
+        name, equals, value = pair.partition("=")
+        if pair and (not equals or not name):
+            raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: {_shown(pair)} is not KEY=VALUE")
+        if pair:
+            arguments[name] = value
+    if arguments.get("IP"):
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: IP={_shown(arguments['IP'])}: addresses cannot be chosen")
+    return arguments
+
+
+def _pod_label(arguments: Mapping[str, str], name: str) -> str:
+    value = arguments.get(name, "")
+    if not value.isprintable() or len(value) > _POD_NAME_LENGTH or "/" in value:
+        raise CniError(INVALID_ENVIRONMENT, f"CNI_ARGS: {name}={_shown(value)} is not a name")
+    return value

@@ -1,0 +1,133 @@
+"""What comes in by the uplink: NodePort with and without SNAT, delivery to pods, and replies of the node itself."""
+
+from __future__ import annotations
+
+import pytest
+from packets import at, build, ends, macs, tcp, udp
+from scapy.layers.inet import ICMP, TCP
+from scapy.layers.l2 import Ether
+
+from waggle.testing.machine import DROP, HOST_MAC, NODE4, NODE6, PASS, POD_MAC, REDIRECT, Flow
+
+CLIENT = {4: "192.0.2.77", 6: "2001:db8::77"}
+POD = {4: "10.244.1.10", 6: "fd00:10:244:1::10"}
+REMOTE = {4: "10.244.2.10", 6: "fd00:10:244:2::10"}
+NODE = {4: NODE4, 6: NODE6}
+ANY = {4: "0.0.0.0", 6: "::"}
+VIP = {4: "10.96.0.10", 6: "fd00:10:96::10"}
+both = pytest.mark.parametrize("v", [4, 6])
+each = pytest.mark.parametrize("make, name", [(tcp, "TCP"), (udp, "UDP")])
+
+
+@pytest.fixture
+def node(machine):
+    for v in (4, 6):
+        machine.add_pod(POD[v], 101)
+    return machine
+
+
+@both
+def test_to_a_local_pod(node, v):
+    out = node.run("wag_node_ingress", tcp(REMOTE[v], 1000, POD[v], 80))
+    assert out.verdict == REDIRECT
+    assert ends(out.packet) == f"TCP {at(REMOTE[v], 1000)} > {at(POD[v], 80)} ttl 63"
+    assert macs(out.packet) == (HOST_MAC, POD_MAC)
+
+
+@both
+def test_everything_else_goes_up_the_stack_unchanged(node, v):
+    for target in (NODE[v], "198.51.100.1" if v == 4 else "2001:db8:1::1"):
+        packet = tcp(CLIENT[v], 1000, target, 22)
+        out = node.run("wag_node_ingress", packet)
+        assert (out.verdict, out.packet) == (PASS, packet)
+
+
+def test_echo_to_node_and_pod(node):
+    assert node.run("wag_node_ingress", build(CLIENT[4], NODE4, ICMP())).verdict == PASS
+    assert node.run("wag_node_ingress", build(CLIENT[4], POD[4], ICMP())).verdict == REDIRECT
+
+
+@both
+@each
+def test_nodeport_with_a_local_backend_keeps_the_client_address(node, v, make, name):
+    node.add_service(ANY[v], 30080, name, [(POD[v], 8080)])
+    out = node.run("wag_node_ingress", make(CLIENT[v], 1000, NODE[v], 30080))
+    assert out.verdict == REDIRECT
+    assert ends(out.packet) == f"{name} {at(CLIENT[v], 1000)} > {at(POD[v], 8080)} ttl 63"
+    assert node.nat_used(POD[v])
+    reply = node.run("wag_pod_egress", make(POD[v], 8080, CLIENT[v], 1000))
+    assert reply.verdict == REDIRECT
+    assert ends(reply.packet) == f"{name} {at(NODE[v], 30080)} > {at(CLIENT[v], 1000)} ttl 63"
+
+
+@both
+@each
+def test_nodeport_with_a_remote_backend_is_snatted_and_comes_back(node, v, make, name):
+    node.add_service(ANY[v], 30080, name, [(REMOTE[v], 8080)])
+    out = node.run("wag_node_ingress", make(CLIENT[v], 1000, NODE[v], 30080))
+    assert out.verdict == REDIRECT
+    assert ends(out.packet) == f"{name} {at(NODE[v], 1000)} > {at(REMOTE[v], 8080)} ttl 63"
+    assert node.nat() == {
+        Flow(
+            f"{name} {at(CLIENT[v], 1000)} > {at(NODE[v], 30080)}",
+            f"{name} {at(NODE[v], 1000)} > {at(REMOTE[v], 8080)}",
+            True,
+        ),
+        Flow(
+            f"{name} {at(REMOTE[v], 8080)} > {at(NODE[v], 1000)}",
+            f"{name} {at(NODE[v], 30080)} > {at(CLIENT[v], 1000)}",
+            False,
+        ),
+    }
+    reply = node.run("wag_node_ingress", make(REMOTE[v], 8080, NODE[v], 1000))
+    assert reply.verdict == REDIRECT
+    assert ends(reply.packet) == f"{name} {at(NODE[v], 30080)} > {at(CLIENT[v], 1000)} ttl 63"
+
+
+def test_two_clients_with_one_port_get_different_snat_ports(node):
+    node.add_service("0.0.0.0", 30080, "TCP", [(REMOTE[4], 8080)])
+    node.run("wag_node_ingress", tcp("192.0.2.77", 1000, NODE4, 30080))
+    out = node.run("wag_node_ingress", tcp("192.0.2.78", 1000, NODE4, 30080))
+    port = Ether(out.packet)[TCP].sport
+    assert 40000 <= port <= 50000
+    reply = node.run("wag_node_ingress", tcp(REMOTE[4], 8080, NODE4, port, flags="SA"))
+    assert ends(reply.packet) == f"TCP {NODE4}:30080 > 192.0.2.78:1000 ttl 63"
+
+
+@both
+def test_a_backend_that_is_a_process_of_the_node(node, v):
+    node.add_service(ANY[v], 30080, "TCP", [(NODE[v], 8080)])
+    out = node.run("wag_node_ingress", tcp(CLIENT[v], 1000, NODE[v], 30080))
+    assert out.verdict == PASS
+    assert ends(out.packet) == f"TCP {at(CLIENT[v], 1000)} > {at(NODE[v], 8080)} ttl 64"
+    reply = node.run("wag_node_egress", tcp(NODE[v], 8080, CLIENT[v], 1000, flags="SA"))
+    assert reply.verdict == PASS
+    assert ends(reply.packet) == f"TCP {at(NODE[v], 30080)} > {at(CLIENT[v], 1000)} ttl 64"
+
+
+@both
+def test_a_cluster_address_from_outside(node, v):
+    node.add_service(VIP[v], 80, "TCP", [(REMOTE[v], 8080)])
+    out = node.run("wag_node_ingress", tcp(CLIENT[v], 1000, VIP[v], 80))
+    assert ends(out.packet) == f"TCP {at(NODE[v], 1000)} > {at(REMOTE[v], 8080)} ttl 63"
+
+
+def test_nodeport_protocols_are_apart(node):
+    node.add_service("0.0.0.0", 30080, "TCP", [(POD[4], 8080)])
+    packet = udp(CLIENT[4], 1000, NODE4, 30080)
+    out = node.run("wag_node_ingress", packet)
+    assert (out.verdict, out.packet) == (PASS, packet)
+
+
+def test_nodeport_without_endpoints_drops_with_its_reason(node):
+    node.add_service("0.0.0.0", 30080, "TCP", [])
+    assert node.run("wag_node_ingress", tcp(CLIENT[4], 1000, NODE4, 30080)).verdict == DROP
+    assert node.drops() == {("no_backend", "node_ingress"): 1}
+
+
+def test_many_clients_fill_the_table_and_new_flows_still_work(node):
+    node.add_service("0.0.0.0", 30080, "UDP", [(REMOTE[4], 8080)])
+    for number in range(3000):  # the table has room for about 500 flows
+        client = f"198.51.{number >> 8}.{number & 255}"
+        out = node.run("wag_node_ingress", udp(client, 5000, NODE4, 30080))
+        assert out.verdict == REDIRECT, (number, node.drops())

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the tests this machine can run, and says what was left out.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin:/sbin"
+
+status=0
+echo "==> tests that need neither root nor BPF"
+.venv/bin/python -m pytest -q -n 2 tests/unit "$@" || status=1
+if [ "$(id -u)" != 0 ]; then
+	echo "==> left out, because they need root: tests/bpf (programs and packets), tests/netns (namespaces, agents, lab), tests/scale"
+	echo "    run them with: sudo make test"
+	exit $status
+fi
+if ! grep -qs ' /sys/fs/bpf bpf ' /proc/mounts; then
+	mount -t bpf bpf /sys/fs/bpf || { echo "waggle: no bpffs at /sys/fs/bpf and it cannot be mounted" >&2; exit 1; }
+fi
+echo "==> tests with packets, namespaces, agents and the lab"
+.venv/bin/python -m pytest -q tests/bpf tests/netns tests/scale "$@" || status=1
+exit $status
