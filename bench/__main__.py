@@ -123,10 +123,9 @@ def _traffic(options: argparse.Namespace, progress: Callable[[str], None]) -> di
         network = stack.enter_context(PlainNetwork(options.servers, server_cpu))
         plain = PlainRouting(network, options.family)
         _drop_time_wait([plain])
-        if options.plain_only:
-            samples = measure([plain], tests, options.places, 0, options.rounds, settings, progress)
-            return {"samples": [dataclasses.asdict(sample) for sample in samples], "base_line_alone": []}
         alone = measure([plain], tests, options.places, 0, options.rounds, settings, progress)
+        if options.plain_only:
+            return {"samples": [dataclasses.asdict(sample) for sample in alone]}
         ways = [plain, *_lab_ways(options, server_cpu, stack, progress)]
         _drop_time_wait(ways)
         samples: list[Sample] = []

@@ -15,7 +15,7 @@ _COLOURS = ("#1f6feb", "#d1680f", "#2a8c4a", "#8250df")
 def chart(report: Report) -> str:
     """An SVG document; works on light and dark backgrounds."""
     body: list[str] = []
-    top = _TOP
+    top = float(_TOP)
     for placement in report.placements:
         body.append(_text(10, top + 2, placement.capitalize(), size=14, weight="600"))
         top += 14

@@ -23,7 +23,7 @@ from bench.plain import ACROSS_NODES, ONE_NODE, PORT
 from bench.scale_node import cgroup2
 from bench.traffic import Test, target
 from bench.ways import Way
-from waggle.lab import agents, lifecycle
+from waggle.lab import agents, lifecycle, processes
 from waggle.lab.layout import LabLayout
 from waggle.lab.record import load_lab, load_pods
 
@@ -71,6 +71,10 @@ class LabNetwork:
 
     def servers(self, placement: str) -> list[Place]:
         return [self._places[_server_name(placement, index)] for index in range(self._servers)]
+
+    def pids(self) -> list[int]:
+        """Every process of the lab: servers and agents."""
+        return processes.pids_below(self.lab.cgroup)
 
     def program(self, services: int) -> None:
         """Have that many Services, the two that are measured included; returns when every node has them in its maps."""
@@ -144,6 +148,9 @@ class Direct(Way):
     @property
     def client(self) -> Place:
         return self._network.client()
+
+    def processes(self) -> list[int]:
+        return self._network.pids()
 
     def targets(self, placement: str, test: Test) -> list[str]:
         return [target(place.address(self._family), test.port) for place in self._network.servers(placement)]

@@ -54,6 +54,9 @@ class PlainNetwork:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def server_pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def close(self) -> None:
         """Remove everything; safe to call more than once."""
         while self._processes:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from bench.disturbance import Disturbance
 from bench.rounds import Rates, Spread
 from bench.traffic import TESTS, Sample, Test
 
@@ -71,7 +72,8 @@ class Report:
     def _machine(self) -> str:
         machine, options = self.document["machine"], self.document["options"]
         lost = sum(sample.lost for sample in self.samples)
-        stolen = max((sample.stolen for sample in self.samples), default=0.0)
+        repeated = sum(sample.attempts - 1 for sample in self.samples)
+        disturbed = sum(Disturbance(sample.foreign, sample.stolen).too_much for sample in self.samples)
         lines = [
             f"Measured {self.document['made']} with waggle {machine['waggle']} on {machine['cpus']} × "
             f"{machine['cpu']}, Linux {machine['kernel']}.",
@@ -80,8 +82,9 @@ class Report:
             lines.append(
                 f"{options['rounds']} alternated rounds of {options['seconds']:g} s; medians, with the middle half of "
                 f"the rounds in brackets; IPv{options['family']}, {options['servers']} serving pods per node, "
-                f"connections closed with {options['close'].upper()}. {lost} datagrams lost; the hypervisor took at "
-                f"most {stolen:.0%} of the CPU time of a run."
+                f"connections closed with {options['close'].upper()}. {lost} datagrams lost. {repeated} runs were "
+                f"repeated because something else took CPU time; of the {len(self.samples)} that count, {disturbed} "
+                "were disturbed all the same."
             )
         return "\n".join(lines)
 

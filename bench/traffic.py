@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.places import BIN, BenchError, Place
 from bench.plain import PORT
@@ -42,7 +41,10 @@ TESTS = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of the client. `rate` is in the test's unit; `stolen` is the share of CPU time the hypervisor took."""
+    """One run of the client. `rate` is in the test's unit; `foreign` and `stolen` are shares of CPU time (disturbance).
+
+    `attempts` counts how often it was measured before it was undisturbed; the last attempt counts.
+    """
 
     services: int
     placement: str
@@ -54,7 +56,9 @@ class Sample:
     p99_us: float
     lost: int
     connections: int
+    foreign: float
     stolen: float
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +69,16 @@ class ClientSettings:
     cpu: int | None
 
 
-def run_client(
-    place: Place, targets: Sequence[str], test: Test, settings: ClientSettings
-) -> tuple[dict[str, float], float]:
-    """What the client printed, and the share of stolen CPU time meanwhile."""
+def run_client(place: Place, targets: Sequence[str], test: Test, settings: ClientSettings) -> dict[str, float]:
+    """What the client printed."""
     arguments = [str(BIN / "client"), "--test", test.name, "--slots", str(test.slots), "--end-with-parent"]
     arguments += ["--seconds", str(settings.seconds), "--warmup", str(settings.warmup), "--close", settings.close]
     if settings.cpu is not None:
         arguments += ["--cpu", str(settings.cpu)]
-    for target in targets:
-        arguments += ["--target", target]
-    before = _cpu_times()
-    text = place.run(arguments, timeout=settings.seconds + settings.warmup + 30)
-    after = _cpu_times()
-    figures: dict[str, float] = json.loads(text)
-    total = sum(after) - sum(before)
-    return figures, (after[7] - before[7]) / total if total else 0.0
+    for address in targets:
+        arguments += ["--target", address]
+    figures: dict[str, float] = json.loads(place.run(arguments, timeout=settings.seconds + settings.warmup + 30))
+    return figures
 
 
 def rate_of(test: Test, figures: dict[str, float]) -> float:
@@ -99,8 +97,3 @@ def cpus() -> tuple[int | None, int | None]:
 
 def target(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _cpu_times() -> list[int]:
-    """Ticks of user, nice, system, idle, iowait, irq, softirq, steal."""
-    return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]

@@ -30,6 +30,10 @@ class Way(ABC):
     def targets(self, placement: str, test: Test) -> list[str]:
         """ADDRESS:PORT that the client takes in turn: the servers' own, or one of a Service."""
 
+    @abstractmethod
+    def processes(self) -> list[int]:
+        """Ids of the processes that belong to this way: servers, agents."""
+
     def program(self, services: int) -> None:  # noqa: B027 - most ways have nothing to do here
         """Make `services` Services exist before the next rounds."""
 
@@ -47,6 +51,9 @@ class PlainRouting(Way):
     @property
     def client(self) -> Place:
         return self._network.client
+
+    def processes(self) -> list[int]:
+        return self._network.server_pids()
 
     def targets(self, placement: str, test: Test) -> list[str]:
         return [target(place.address(self._family), test.port) for place in self._network.servers[placement]]

@@ -9,6 +9,7 @@
     │   ├── NotFound         a map key, interface, pin or route does not exist
     │   └── TableFull        a map has no room for what the plan needs
     ├── ApiError             the Kubernetes API or the agent's socket answered with an error
+    │   └── ApiUnreachable   nobody answered at all
     ├── AlreadyRunning       another agent owns this node
     ├── CniError             a CNI request failed; carries the spec's code
     └── LabError             the lab could not do what was asked
@@ -81,6 +82,10 @@ class ApiError(WaggleError):
         self.status = status
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class ApiUnreachable(ApiError):
+    """An HTTP API gave no answer: the connection failed, or ended before the status line."""
 
 
 class AlreadyRunning(WaggleError):

@@ -437,14 +437,11 @@ async def test_one_answer_wakes_all_that_wait_for_the_api(tmp_path: Path) -> Non
     """Backoffs grow long while the API is away; the first informer to reach it ends the wait of the others."""
     api = StandInApi()
     api.port = free_port()
-    timing = Timing(backoff_least=0.01, backoff_most=60.0)
     kubeconfig = write_kubeconfig(tmp_path, api.url)
-    async with running(kubeconfig, api, timing=timing) as bench:
-        await until(lambda: len(bench.source.problems()) == 1)
-        await bench.nodes._api.wait(0.05)
+    async with running(kubeconfig, api) as bench:
         for informer in (bench.services, bench.slices):
-            informer._backoff._next = 60.0
-        await asyncio.sleep(1.5)
+            informer._backoff = Backoff(60.0, 60.0)
+        await until(lambda: len(bench.source.problems()) == 1)  # all three failed once
         try:
             await api.start()
             await bench.settled()

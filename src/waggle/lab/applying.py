@@ -123,7 +123,7 @@ def _apply_pods(
     deadline = time.monotonic() + timeout
     for pod, wanted, problem in started:
         problems[wanted.key] = problem or pods.await_ready(lab, pod, wanted, deadline)
-        where = f"on {pod.node.name}, {' '.join(wanted.addresses)}"
+        where = " ".join([f"on {pod.node.name}", *wanted.addresses])
         say(f"Pod {wanted.key}: {actions[wanted.key]} {where}: {problems[wanted.key] or 'ready'}")
     for item in objects:
         if item.key not in problems:

@@ -140,10 +140,13 @@ class Report:
         for port in self.ports:
             where = [*port.addresses, *([f"node port {port.node_port}"] if port.node_port else [])]
             total = max(1, port.answers.total())
-            lines = [
-                (f"{name} {_without_ports(addresses)}", f"{100 * port.answers[name] / total:.0f} %")
-                for name, addresses in sorted(port.backends.items())
-            ]
+            lines = []
+            for name, addresses in sorted(port.backends.items()):
+                first, *rest = _without_ports(addresses)
+                lines.append(
+                    (name if first == name else f"{name} {first}", f"{100 * port.answers[name] / total:.0f} %")
+                )
+                lines += [(f"  {address}", "") for address in rest]
             # Answers of somebody who should not have been asked are shown, whatever they mean.
             lines += [(f"{name}?", f"{100 * count / total:.0f} %") for name, count in port.answers.items()
                       if name not in port.backends]  # fmt: skip
@@ -236,8 +239,8 @@ def _found(counts: Iterable[int | None]) -> Text:
     return Text(f"{sum(known)}{note}", style="red" if any(known) else "green")
 
 
-def _without_ports(addresses: list[str]) -> str:
-    return " ".join(address.rpartition(":")[0].strip("[]") for address in addresses)
+def _without_ports(addresses: list[str]) -> list[str]:
+    return [address.rpartition(":")[0].strip("[]") for address in addresses]
 
 
 def _address_and_port(address: str, port: int) -> str:

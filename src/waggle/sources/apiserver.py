@@ -27,7 +27,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from waggle import __version__
-from waggle.errors import ApiError, ConfigError
+from waggle.errors import ApiError, ApiUnreachable, ConfigError
 from waggle.kernel.netns import call_in_netns
 from waggle.sources.credentials import Credentials, Login
 from waggle.sources.kubeconfig import IN_CLUSTER, Access, load_access
@@ -83,6 +83,7 @@ class ApiServer:
         self._access: Access | None = None
         self._credentials: Credentials | None = None
         self._stamp: object = None
+        self.answers = 0  # that the server gave, of all kinds but its own failures
         self._answered = asyncio.Event()
 
     async def __aenter__(self) -> ApiServer:
@@ -113,14 +114,18 @@ class ApiServer:
         """URL of the API; "" until the kubeconfig was read once."""
         return self._access.server if self._access else ""
 
-    async def wait(self, seconds: float) -> bool:
-        """Sleep, but only until any request gets an answer: an API that was away is back for all who wait."""
-        self._answered.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._answered.wait()
-        except TimeoutError:
-            return False
+    async def wait(self, seconds: float, since: int) -> bool:
+        """Sleep, but only until any request gets an answer: an API that was away is back for all who wait.
+
+        `since` is what `answers` was before the caller's own attempt; True if there was an answer after that.
+        """
+        if self.answers == since:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._answered.wait()
+            except TimeoutError:
+                return False
+        return True
 
     async def get(self, path: str, parameters: Mapping[str, str]) -> bytes:
         """The whole body of a 200 answer."""
@@ -143,6 +148,7 @@ class ApiServer:
         """The head of a 200 answer; translates what goes wrong before, and inside the `async with` block."""
         access, credentials = self._current_access()
         login = await credentials.login()
+        answered = False
         try:
             answer = await self._request(access, login, path, parameters, idle)
             if answer.status == 401 and credentials.renewable:
@@ -150,13 +156,21 @@ class ApiServer:
                 credentials.invalidate(login)
                 login = await credentials.login()
                 answer = await self._request(access, login, path, parameters, idle)
-            self._answered.set()
+            answered = True
             async with answer:
+                if answer.status < 500:
+                    self._wake_the_waiting()
                 if answer.status != 200:
                     raise await _refusal(answer, access)
                 yield answer
         except (aiohttp.ClientError, OSError, ssl.CertificateError) as error:
-            raise ApiError(_in_words(error, access)) from error
+            kind = ApiError if answered else ApiUnreachable
+            raise kind(_in_words(error, access)) from error
+
+    def _wake_the_waiting(self) -> None:
+        self.answers += 1
+        self._answered.set()
+        self._answered = asyncio.Event()  # for those who wait from now on
 
     async def _request(
         self, access: Access, login: Login, path: str, parameters: Mapping[str, str], idle: float
@@ -179,7 +193,7 @@ class ApiServer:
         except aiohttp.ClientError:
             raise  # some are TimeoutErrors too, and know better what happened
         except TimeoutError as error:
-            raise ApiError(f"{access.server} did not answer within {self._limits.head:g} s") from error
+            raise ApiUnreachable(f"{access.server} did not answer within {self._limits.head:g} s") from error
 
     # -- kubeconfig ---------------------------------------------------------------------------------------------
 

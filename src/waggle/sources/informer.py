@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from waggle.errors import ApiError, WaggleError
+from waggle.errors import ApiError, ApiUnreachable, WaggleError
 from waggle.model.objects import Object, ObjectKey
 from waggle.sources.apiserver import ApiServer
 from waggle.sources.collector import paused_collector
@@ -105,7 +105,7 @@ class Informer(Generic[T]):
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self._delay = 0.0
+            self._delay, answers = 0.0, self._api.answers
             try:
                 if self._broken and self._version:
                     await self._check_history()
@@ -116,10 +116,9 @@ class Informer(Generic[T]):
                 self._broken = True
                 failure = error if isinstance(error, ApiError) else ApiError(str(error))
                 self._failed(failure)
-                if failure.status == 0 and await self._api.wait(self._delay):
-                    self._delay = random.uniform(0.0, self._timing.backoff_least)
-                elif failure.status == 0:
-                    self._delay = 0.0
+                if isinstance(failure, ApiUnreachable):  # an answer to anybody ends the wait
+                    came_back = await self._api.wait(self._delay, answers)
+                    self._delay = random.uniform(0.0, self._timing.backoff_least) if came_back else 0.0
             await asyncio.sleep(self._delay)
 
     # -- list ---------------------------------------------------------------------------------------------------
