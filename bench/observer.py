@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.places import BIN, BenchError, checked, stop
-from waggle.abi._generated import Backend, Service, ServiceKey
+from waggle.abi._generated import SERVICE_SIZE, Backend, Service, ServiceKey
 from waggle.abi.address import PROTOCOLS, pack_address, unpack_address
 from waggle.kernel.maps import Map
 
 
 def _offset_of_count() -> int:
     """Where `count` lies in a packed struct wag_service."""
-    for offset in range(0, Service.SIZE, 4):
-        raw = bytearray(Service.SIZE)
+    for offset in range(0, SERVICE_SIZE, 4):
+        raw = bytearray(SERVICE_SIZE)
         raw[offset : offset + 4] = (1).to_bytes(4, "little")
         if Service.unpack(bytes(raw)).count == 1:
             return offset

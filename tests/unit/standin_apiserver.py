@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import socket
 import ssl
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
@@ -23,9 +24,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class StandInApi:
-    """Use as an async context manager; listens on a free port of the loopback."""
+    """Use as an async context manager; listens on a free port of the loopback, or on the socket `listening`."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, listening: socket.socket | None = None) -> None:
         self.version = 100
         self.compacted = 0  # watches and lists from before this are gone
         self.token: str | None = None  # when set, requests need it
@@ -33,6 +34,7 @@ class StandInApi:
         self.headers: list[dict[str, str]] = []
         self.port = 0
         self._tls = tls
+        self._listening = listening
         self._objects: dict[str, dict[str, dict]] = {SERVICES: {}, NODES: {}, SLICES: {}}
         self._history: list[tuple[int, str, dict]] = []  # version, path, event
         self._snapshots: dict[str, tuple[str, list[dict], int]] = {}  # continue token → path, rest, version
@@ -58,7 +60,11 @@ class StandInApi:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls, reuse_address=True)
+        site: web.BaseSite
+        if self._listening is not None:
+            site = web.SockSite(self._runner, self._listening)
+        else:
+            site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls, reuse_address=True)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

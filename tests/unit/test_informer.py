@@ -626,9 +626,11 @@ async def test_the_kubeconfig_may_come_later_and_change(api: StandInApi, tmp_pat
         async with StandInApi() as other:
             other.put(SERVICES, service("elsewhere"))
             write_kubeconfig(tmp_path, other.url)
-            api.break_watches()
+            for path in (NODES, SERVICES, SLICES):
+                api.end_watches(path)  # in order: only the kubeconfig tells that this is another cluster
             await until(lambda: bench.key("elsewhere") in bench.store.services)
             assert bench.key("web") not in bench.store.services
+            assert all("watch" not in query for query in other.queries(SERVICES)[:1])
             (tmp_path / "kubeconfig").write_text("{half a")
             other.break_watches()
             other.put(SERVICES, service("more"))

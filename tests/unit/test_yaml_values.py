@@ -164,12 +164,12 @@ def test_json_with_what_yaml_does_not_know():
     ("path", "line", "plain"),
     [
         ((), 2, None),
-        (("a",), 3, None),
+        (("a",), 2, None),
         (("a", "b", 0, "c"), 4, "1"),
         (("a", "b", 1, "c"), 5, "yes"),
         (("a", "b", 1, "d"), 6, None),
-        (("a", "b", 9, "c"), 4, None),  # not there: the list is shown
-        (("a", "nothing", "x"), 3, None),
+        (("a", "b", 9, "c"), 3, None),  # not there: the list is shown
+        (("a", "nothing", "x"), 2, None),
         (("m", "inner"), 8, "7"),  # through a merge: where it is written
         (("m", "own"), 9, "1"),
     ],

@@ -14,7 +14,7 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,12 +87,14 @@ class Agent:
 
     # -- start and end ------------------------------------------------------------------------------------------
 
-    def start_datapath(self) -> None:
-        """Takes the node and puts the programs on it. Blocking; raises WaggleError with what is missing."""
+    def take_node(self) -> None:
+        """Checks the machine and locks the node. Raises WaggleError with what is missing or who has it."""
         probe.mount_bpffs()
         probe.require()
         self.datapath.lock()
-        self.cni.load()
+
+    def start_datapath(self) -> None:
+        """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
         begin = time.monotonic()
         self.node = node_addresses(self.config.node_ip, self._netlink)
         self.devices = uplinks(self.config.devices, self.node, self._netlink)
@@ -137,8 +139,12 @@ class Agent:
             return  # the namespace is going away: its events stay without a name
         self.names.by_netns[cookie] = f"pod {pod.namespace or 'default'}/{pod.name or pod.container_id[:12]}"
 
-    async def run(self) -> None:
-        """Runs until cancelled. `start_datapath` must have been called."""
+    async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
+        """Runs until cancelled; `take_node` must have been called. `ready` is awaited when the data path stands.
+
+        The sources begin to list while the programs load: most of the one is waiting for the network, most of the
+        other is the kernel's work.
+        """
         self.store.on_change = self._dirty.set
         if self.config.manifests is not None:
             self.sources["manifests"] = ManifestSource(self.store, self.config.manifests)
@@ -149,6 +155,8 @@ class Agent:
         async with asyncio.TaskGroup() as tasks:
             for name, source in self.sources.items():
                 tasks.create_task(source.run(), name=f"source {name}")
+            await asyncio.to_thread(self.start_datapath)
+            await ready()
             tasks.create_task(self._wait_for_sources(), name="sync")
             tasks.create_task(self._reconcile(), name="reconcile")
             tasks.create_task(self._poll_events(), name="events")

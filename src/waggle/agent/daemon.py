@@ -23,15 +23,18 @@ def run_agent(config: AgentConfig) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     agent = Agent(config)
-    agent.start_datapath()
+    agent.take_node()
     asyncio.run(_serve(agent))
 
 
 async def _serve(agent: Agent) -> None:
     api = Api(agent)
-    await api.start()
-    log.info("listening on %s%s", agent.config.api_socket, _and_metrics(agent.config))
-    task = asyncio.create_task(agent.run())
+
+    async def ready() -> None:
+        await api.start()
+        log.info("listening on %s%s", agent.config.api_socket, _and_metrics(agent.config))
+
+    task = asyncio.create_task(agent.run(ready))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

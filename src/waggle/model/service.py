@@ -122,21 +122,15 @@ def slice_endpoints(slices: Iterable[EndpointSlice], port: ServicePort, family: 
         for endpoint in piece.endpoints or ():
             if not endpoint.addresses:
                 continue
+            address = endpoint.addresses[0]
             conditions = endpoint.conditions
+            ready, serving = conditions.ready is not False, conditions.serving is not False
             terminating = bool(conditions.terminating)
             for number in numbers:
-                at = (endpoint.addresses[0], number)
-                known = found.get(at)
-                if known is not None and terminating and not known.terminating:
+                at = (address, number)
+                if terminating and at in found and not found[at].terminating:
                     continue
-                found[at] = Endpoint(
-                    at[0],
-                    number,
-                    conditions.ready is not False,
-                    conditions.serving is not False,
-                    terminating,
-                    endpoint.node_name,
-                )
+                found[at] = Endpoint(address, number, ready, serving, terminating, endpoint.node_name)
     return list(found.values())
 
 

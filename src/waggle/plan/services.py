@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from waggle.abi._generated import Backend, ServiceFlag, ServiceKey
+from waggle.abi._generated import ServiceFlag, ServiceKey
 from waggle.abi.address import ANY4, ANY6, PROTOCOLS, pack_address
+from waggle.abi.backends import pack_backends
 from waggle.model.objects import ObjectKey, Service, ServicePort
 from waggle.model.service import (
     Endpoint,
@@ -77,7 +78,7 @@ def plan_service(store: Store, key: ObjectKey) -> list[ServiceRow]:
             address = pack_address(frontend.address) if frontend.address else wildcard
             keys.append(ServiceKey(address, frontend.port, protocol).pack())
             flags.append(int(ServiceFlag.NODEPORT) if frontend.kind is FrontendKind.NODE_PORT else 0)
-        rows.append(ServiceRow(tuple(keys), tuple(flags), _pack_backends(view.backends)))
+        rows.append(ServiceRow(tuple(keys), tuple(flags), pack_backends((e.address, e.port) for e in view.backends)))
     return rows
 
 
@@ -86,7 +87,3 @@ def _endpoints(store: Store, service: Service, port: ServicePort, family: Family
     if slices:
         return slice_endpoints(slices.values(), port, family)
     return pod_endpoints(service, store.pods_in(service.metadata.namespace), port, family)
-
-
-def _pack_backends(endpoints: list[Endpoint]) -> bytes:
-    return b"".join(sorted(Backend(pack_address(e.address), e.port, 0).pack() for e in endpoints))

@@ -109,10 +109,9 @@ class ApiServer:
             await self._session.close()
             self._session = None
 
-    @property
-    def server(self) -> str:
-        """URL of the API; "" until the kubeconfig was read once."""
-        return self._access.server if self._access else ""
+    def current_server(self) -> str:
+        """URL of the API as the kubeconfig names it now. Raises ConfigError while it cannot be read at all."""
+        return self._current_access()[0].server
 
     async def wait(self, seconds: float, since: int) -> bool:
         """Sleep, but only until any request gets an answer: an API that was away is back for all who wait.
@@ -133,7 +132,7 @@ class ApiServer:
             async with asyncio.timeout(self._limits.whole), self._answer(path, parameters, self._limits.read) as answer:
                 return await answer.read()
         except TimeoutError as error:
-            raise ApiError(f"{self.server} did not answer within {self._limits.whole:g} s") from error
+            raise ApiError(f"{self.current_server()} did not answer within {self._limits.whole:g} s") from error
 
     @asynccontextmanager
     async def lines(self, path: str, parameters: Mapping[str, str], idle: float) -> AsyncIterator[AsyncIterator[bytes]]:

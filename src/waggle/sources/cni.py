@@ -187,7 +187,7 @@ class CniService:
             case "ADD":
                 return msgspec.json.encode(await self._in_turn(name, self._add, request, tuple(self._ranges())))
             case "DEL":
-                await self._in_turn(name, self._remove, name)
+                await self._in_turn(name, self._remove, name, tuple(self._ranges()))
             case "CHECK":
                 await self._in_turn(name, self._check, request)
         return b""
@@ -207,7 +207,7 @@ class CniService:
             try:
                 netns_fd = stack.enter_context(open_netns(request.netns))
             except NotFound as error:
-                self._remove(name)  # code 3 tells the runtime that nothing needs to be cleaned up
+                self._remove(name, ranges)  # code 3 tells the runtime that nothing needs to be cleaned up
                 raise CniError(codes.UNKNOWN_CONTAINER, f"CNI_NETNS: {error}") from error
             except KernelError as error:
                 raise CniError(codes.INVALID_ENVIRONMENT, f"CNI_NETNS: {error}") from error
@@ -273,7 +273,7 @@ class CniService:
                 self._indices[name] = index
             self._attach(record)
         except Exception:
-            self._remove_after_failure(name)
+            self._remove_after_failure(name, ranges)
             raise
         return record
 
@@ -282,16 +282,16 @@ class CniService:
             index = self._indices[record.host_ifname]
         self._datapath.attach(pod_interface(record, index))
 
-    def _remove_after_failure(self, name: str) -> None:
+    def _remove_after_failure(self, name: str, ranges: Sequence[IPNetwork]) -> None:
         try:
-            self._remove(name)
+            self._remove(name, ranges)
         except (WaggleError, OSError) as error:
             # The failure that led here is the one to report. The record stays, and DEL comes after a failed ADD.
             logger.warning("%s: cannot clean up after a failed ADD: %s", name, error)
 
     # -- DEL
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, ranges: Sequence[IPNetwork]) -> None:
         """Everything of this host side that exists: in the data path, in the kernel, on disk. In this order, so that
         an address is free only when nothing carries it."""
         with self._state_lock:
@@ -304,7 +304,7 @@ class CniService:
             self._indices.pop(name, None)
         if self._ipam.owned_by(name):
             try:
-                self._ipam.save_order(leaving=name)
+                self._ipam.save_order(name, ranges)
             except OSError as error:  # a full disk must not keep pods from being deleted
                 logger.warning("cannot write the order of address reuse: %s", error)
         self._store.remove(name)
@@ -351,13 +351,14 @@ class CniService:
             records = dict(self._records)
         garbage = [name for name, record in records.items() if record.network == request.network]
         garbage += [name for name in links if name not in records]
+        ranges = tuple(self._ranges())
         failures: list[str] = []
         for name in garbage:
             if name in valid:
                 continue
             logger.info("GC removes %s", records.get(name, name))
             try:
-                await self._in_turn(name, self._remove, name)
+                await self._in_turn(name, self._remove, name, ranges)
             except WaggleError as error:
                 failures.append(f"{name}: {error}")
         if failures:

@@ -107,9 +107,11 @@ class Informer(Generic[T]):
         while True:
             self._delay, answers = 0.0, self._api.answers
             try:
+                if self._server != (server := self._api.current_server()):
+                    self._server, self._version = server, ""  # versions of another cluster mean nothing
                 if self._broken and self._version:
                     await self._check_history()
-                if not self._version or self._api.server != self._server:
+                if not self._version:
                     await self._list()
                 await self._watch()
             except WaggleError as error:  # besides the API's own: kubeconfig, network namespace
@@ -154,7 +156,7 @@ class Informer(Generic[T]):
             self._refused = {refusal.key: refusal.reason for refusal in refused}
             kept = [old for key in self._refused if (old := self._mine(key)) is not None]
             self._store.replace(self._kind, [*objects, *kept], ORIGIN)
-        self._version, self._server, self._broken = version, self._api.server, False
+        self._version, self._broken = version, False
         self._listed = asyncio.get_running_loop().time()
         self.lists += 1
         self._works()

@@ -152,13 +152,14 @@ class Ipam:
             for address in self._addresses.pop(owner, ()):
                 self._forget(address, unused=unused)
 
-    def save_order(self, leaving: str = "") -> None:
+    def save_order(self, leaving: str, ranges: Sequence[IPNetwork]) -> None:
         """Write the order of reuse down, as it will be once `leaving` is released. Raises OSError.
 
         Called before the record of `leaving` is removed: a crash in between then finds the address last in order.
         """
         with self._lock:
-            # Ranges that were not asked for since the start keep what the file said of them.
+            self._families(ranges)
+            # Ranges that are not known again since the start keep what the file said of them.
             self._kept |= {str(network): pool.rotation() for network, pool in self._pools.items()}
             for text, kept in self._kept.items():
                 network = ipaddress.ip_network(text)

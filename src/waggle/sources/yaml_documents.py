@@ -49,15 +49,16 @@ class Document:
         return len(self._text)
 
     def locate(self, path: Path) -> Spot:
-        """Where the value at `path` is written; the nearest enclosing value where it is not in the text itself."""
+        """Where the value at `path` is written: the line of its key, or of its first character in a list. Where it is
+        not in the text, the nearest enclosing value.
+        """
         node, spot = self._tree, Spot(self.line)
-        for step in (None, *path):
-            if step is not None:
-                node = _child(node, step)
+        for step in path:
+            node, line = _child(node, step)
             if node is None:
                 break
             plain = node.value if isinstance(node, yaml.ScalarNode) and not node.style else None
-            spot = Spot(self._lines_before + node.start_mark.line + 1, plain)
+            spot = Spot(self._lines_before + line + 1, plain)
         return spot
 
     @cached_property
@@ -152,16 +153,17 @@ def _text(piece: bytes, lines_before: int) -> str:
     return text
 
 
-def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-        return node.value[step] if step < len(node.value) else None
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node | None, int]:
+    """The node below `node` and its 0-based line; (None, 0) where there is none."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step].start_mark.line
     if not isinstance(node, yaml.MappingNode):
-        return None
-    merged = None
+        return None, 0
+    merged: tuple[yaml.Node | None, int] = (None, 0)
     for key, value in node.value:
         if key.value == step:
-            return value  # type: ignore[no-any-return]
-        if key.value == "<<":
-            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                merged = merged or _child(source, step)
+            return value, key.start_mark.line
+        if key.value == "<<" and merged[0] is None:
+            sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            merged = next((found for source in sources if (found := _child(source, step))[0] is not None), merged)
     return merged
