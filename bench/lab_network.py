@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import objects
+from bench.leftovers import cgroup2
 from bench.observer import FillWatch
 from bench.places import BIN, BenchError, Place, checked
 from bench.plain import ACROSS_NODES, ONE_NODE, PORT
-from bench.scale_node import cgroup2
 from bench.traffic import Test, target
 from bench.ways import Way
 from waggle.lab import agents, lifecycle, processes
@@ -48,7 +48,6 @@ class LabNetwork:
         self._places: dict[str, Place] = {}
 
     def __enter__(self) -> LabNetwork:
-        remove_leftover_labs()
         try:
             waggle("lab", "up", "--name", self.name, "--nodes", "2", timeout=120)
             if not self._events:

@@ -6,20 +6,18 @@ Across nodes:  pod ─ veth ─ node ─ veth ─ bridge ─ veth ─ node ─ v
 Addresses, MTU, point-to-point routes and permanent neighbours are what waggle gives its pods, and the bridge is made
 as the lab makes its own, so that the only difference is what waggle adds.
 
-Names start with `wagbench<pid>-`: what a killed run left is found and removed.
+Names are those of `leftovers`.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.leftovers import NETNS, PREFIX, delete_netns
 from bench.places import BIN, BenchError, Place, checked, stop
 
-NETNS = Path("/run/netns")
 PORT = 7000  # TCP and UDP echo; PORT + 1 is the sink
 
 ONE_NODE, ACROSS_NODES = "one node", "across nodes"
@@ -31,7 +29,6 @@ class PlainNetwork:
 
     def __init__(self, servers: int, server_cpu: int | None) -> None:
         self._server_cpu = server_cpu
-        self._prefix = f"wagbench{os.getpid()}"
         self._made: list[str] = []
         self._processes: list[subprocess.Popen[str]] = []
         self.client = self._pod("client", 1, 2)
@@ -41,7 +38,6 @@ class PlainNetwork:
         }
 
     def __enter__(self) -> PlainNetwork:
-        remove_leftovers()
         try:
             self._build()
             for place in (*self.servers[ONE_NODE], *self.servers[ACROSS_NODES]):
@@ -67,7 +63,7 @@ class PlainNetwork:
     # -- building -----------------------------------------------------------------------------------------------
 
     def _name(self, part: str) -> str:
-        return f"{self._prefix}-{part}"
+        return f"{PREFIX}-{part}"
 
     def _pod(self, part: str, node: int, number: int) -> Place:
         addresses = (f"10.244.{node}.{number}", f"fd00:10:244:{node}::{number:x}")
@@ -129,7 +125,7 @@ class PlainNetwork:
             ],
         )
         self._ip(
-            place.name.removeprefix(self._prefix + "-"),
+            place.name.removeprefix(PREFIX + "-"),
             [
                 f"addr add {v4}/32 dev eth0",
                 f"addr add {v6}/128 dev eth0 nodad",
@@ -154,16 +150,3 @@ def start_server(place: Place, cpu: int | None) -> subprocess.Popen[str]:
         stop(process)
         raise BenchError(f"the server in {place.name} did not start")
     return process
-
-
-def delete_netns(name: str) -> None:
-    if (NETNS / name).exists():
-        checked(["ip", "netns", "del", name])
-
-
-def remove_leftovers() -> None:
-    """Namespaces of runs that were killed."""
-    for path in NETNS.glob("wagbench*"):
-        match = re.match(r"wagbench(\d+)-", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            delete_netns(path.name)

@@ -86,6 +86,8 @@ class Report:
                 f"repeated because something else took CPU time; of the {len(self.samples)} that count, {disturbed} "
                 "were disturbed all the same."
             )
+        if self.document.get("incomplete"):
+            lines.append(f"**Incomplete**: {self.document['incomplete']}")
         return "\n".join(lines)
 
     def _rates(self, placement: str, size: int) -> str:

@@ -15,9 +15,6 @@ from bench.disturbance import CpuMeter
 from bench.traffic import ClientSettings, Sample, Test, rate_of, run_client
 from bench.ways import Way
 
-#: How often a run is measured at most when something else keeps taking CPU time.
-ATTEMPTS = 6
-
 
 def measure(
     ways: Sequence[Way],
@@ -27,18 +24,17 @@ def measure(
     rounds: int,
     settings: ClientSettings,
     progress: Callable[[str], None],
-) -> list[Sample]:
-    """`rounds` samples for every placement, test and way."""
+    record: Callable[[Sample], None],
+) -> None:
+    """Gives `record` so many samples for every placement, test and way, as they are measured."""
     meter = CpuMeter(lambda: {pid for way in ways for pid in way.processes()})
-    samples: list[Sample] = []
     for placement in placements:
         for test in tests:
             progress(f"{services} Services, {placement}: {test.title}")
             for number in range(rounds):
                 shift = number % len(ways)
                 for way in (*ways[shift:], *ways[:shift]):
-                    samples.append(_sample(way, test, placement, services, number, settings, meter))
-    return samples
+                    record(_sample(way, test, placement, services, number, settings, meter))
 
 
 def _sample(
@@ -51,7 +47,7 @@ def _sample(
         before = meter.snapshot()
         figures = run_client(way.client, way.targets(placement, test), test, settings)
         disturbance = meter.since(before)
-        if not disturbance.too_much or attempts == ATTEMPTS:
+        if not disturbance.too_much or attempts == settings.attempts:
             break
         time.sleep(0.1 * attempts)
     return Sample(

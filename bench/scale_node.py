@@ -7,8 +7,6 @@ removing the directories on bpffs and cgroup2 that were made for this node.
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,9 @@ from pathlib import Path
 
 import yaml
 
+from bench.leftovers import BPFFS, NETNS, PREFIX, cgroup2, delete_netns, remove_bpffs, remove_cgroups
 from bench.places import BenchError, Place, checked
-from bench.plain import NETNS, delete_netns, remove_leftovers
 
-BPFFS = Path("/sys/fs/bpf")
 _API_PORT = 6443
 _NODE_IP, _POD_CIDR = "10.77.0.11", "10.244.1.0/24"
 
@@ -30,11 +27,10 @@ class ScaleNode:
     """A context manager; `start_agent` may be called again after `stop_agent` and `clean`."""
 
     def __init__(self, settings: dict[str, object] | None = None) -> None:
-        self._prefix = f"wagbench{os.getpid()}"
         self._settings = settings or {}
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{self._prefix}-")
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")
         self.folder = Path(self._folder.name)
-        name = f"{self._prefix}-scale"
+        name = f"{PREFIX}-scale"
         self._cgroup = cgroup2() / name
         self.place = Place(name, NETNS / name, (_NODE_IP,))
         self.agent_place = Place("agent", NETNS / name, (_NODE_IP,), self._cgroup / "agent")
@@ -44,8 +40,6 @@ class ScaleNode:
         self.agent: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ScaleNode:
-        remove_leftovers()
-        remove_leftover_directories()
         try:
             self._build()
         except BaseException:
@@ -153,46 +147,3 @@ class ScaleNode:
         checked(["ip", "-n", f"{self.place.name}-wire", "link", "set", "eth0", "up"])
         assert self.agent_place.cgroup is not None
         self.agent_place.cgroup.mkdir(parents=True)
-
-
-def cgroup2() -> Path:
-    """Where cgroup2 is mounted."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup2":
-            return Path(fields[1])
-    raise BenchError("cgroup2 is not mounted")
-
-
-def remove_bpffs(directory: Path) -> None:
-    """Unpin everything below a directory of bpffs, and the directory."""
-    if directory.exists():
-        for folder, folders, files in os.walk(directory, topdown=False):
-            for name in files:
-                Path(folder, name).unlink()
-            for name in folders:
-                Path(folder, name).rmdir()
-        directory.rmdir()
-
-
-def remove_cgroups(directory: Path) -> None:
-    """Remove an empty tree of cgroups; a process that is still ending gets a few seconds."""
-    until = time.monotonic() + 5
-    for folder, _, _ in os.walk(directory, topdown=False):
-        while True:
-            try:
-                Path(folder).rmdir()
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.02)
-
-
-def remove_leftover_directories() -> None:
-    """bpffs and cgroup directories of runs that were killed."""
-    for parent, remove in ((BPFFS, remove_bpffs), (cgroup2(), remove_cgroups)):
-        for path in parent.glob("wagbench*-scale"):
-            match = re.match(r"wagbench(\d+)-", path.name)
-            if match and not Path(f"/proc/{match[1]}").exists():
-                remove(path)

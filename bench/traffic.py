@@ -63,10 +63,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
+    """How every run is made. `attempts`: at most so many when something else keeps taking CPU time."""
+
     seconds: float
     warmup: float
     close: str
     cpu: int | None
+    attempts: int
 
 
 def run_client(place: Place, targets: Sequence[str], test: Test, settings: ClientSettings) -> dict[str, float]:

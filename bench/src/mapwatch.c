@@ -154,6 +154,7 @@ static int fill(const char *pin, uint64_t wanted, double seconds, const struct c
 	void *keys = NULL, *values = NULL;
 	struct map map = {.fd = -1};
 
+	end_with_parent();
 	while (now_ns() < until) {
 		if (map.fd < 0) {
 			map.fd = open_pin(pin);

@@ -91,6 +91,20 @@ async def test_without_leases_a_fresh_file_is_left_alone_for_a_moment(tmp_path, 
     assert isinstance(manifest_file.read_manifest(path, "a"), manifest_file.Parsed)
 
 
+def test_a_file_that_changes_while_it_is_read_is_read_again_later(tmp_path, monkeypatch):
+    path = tmp_path / "a.yaml"
+    path.write_text(service("a"))
+    read_all = manifest_file._read_all
+
+    def meanwhile(descriptor: int) -> bytes:
+        data = read_all(descriptor)
+        path.write_text(service("changed"))
+        return data
+
+    monkeypatch.setattr(manifest_file, "_read_all", meanwhile)
+    assert manifest_file.read_manifest(path, "a", closed=True) is manifest_file.Absent.BUSY
+
+
 async def test_reading_does_not_disturb_writers(tmp_path):
     """A lease that is held makes open() for writing wait, and its holder gets a signal that kills by default."""
     path = tmp_path / "a.yaml"
@@ -207,6 +221,35 @@ async def test_a_kubernetes_config_map_volume(tmp_path):
         assert watched.reasons() == []
 
 
+async def test_a_config_map_volume_whose_old_version_stays(tmp_path):
+    """The swap of `..data` alone changes what the files say."""
+    for number, address in ((1, "10.96.0.1"), (2, "10.96.0.2")):
+        (tmp_path / f"..2026_{number}").mkdir()
+        (tmp_path / f"..2026_{number}" / "a.yaml").write_text(service("a", address))
+    (tmp_path / "..data").symlink_to("..2026_1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    async with running(tmp_path) as watched:
+        assert watched.address("a") == "10.96.0.1"
+        (tmp_path / "..data_tmp").symlink_to("..2026_2")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+        await watched.until(lambda: watched.address("a") == "10.96.0.2")
+
+
+async def test_a_link_that_is_whole_again_with_the_same_file_is_no_problem_any_more(tmp_path):
+    """The file itself never changed, so its signature does not tell."""
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.yaml").write_text(service("a"))
+    (directory / "a.yaml").symlink_to(tmp_path / "outside" / "a.yaml")
+    async with running(directory, resync=0.1) as watched:
+        (tmp_path / "outside").rename(tmp_path / "away")
+        await watched.until(watched.reasons)
+        assert watched.names() == {"a"}
+        (tmp_path / "away").rename(tmp_path / "outside")
+        await watched.until(lambda: not watched.reasons())
+
+
 async def test_what_is_no_file_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "null.yaml").symlink_to("/dev/null")
@@ -265,6 +308,23 @@ async def test_a_directory_that_goes_and_comes_back(tmp_path):
         shutil.rmtree(directory)
         await watched.until(watched.reasons)
         await watched.stays(lambda: watched.names() == {"b", "c"})
+
+
+async def test_a_directory_that_comes_back_empty_has_the_grace_period_to_fill(tmp_path):
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    (directory / "a.yaml").write_text(service("a"))
+    async with running(directory, grace=0.8) as watched:
+        (directory / "a.yaml").unlink()
+        await asyncio.sleep(0.2)  # long enough for the file to be missed before its directory is
+        directory.rmdir()
+        await watched.until(watched.reasons)
+        await watched.stays(lambda: watched.names() == {"a"}, 1.0)
+        directory.mkdir()
+        await watched.stays(lambda: watched.names() == {"a"}, 0.4)
+        (directory / "a.yaml").write_text(service("a", "10.96.0.77"))
+        await watched.until(lambda: watched.address("a") == "10.96.0.77")
+        await watched.stays(lambda: watched.names() == {"a"}, 1.0)
 
 
 async def test_a_directory_that_is_swapped(tmp_path):

@@ -107,8 +107,9 @@ def test_defaults_are_those_of_an_apiserver():
 
 def test_a_copied_resource_version_does_not_hide_edits():
     """`kubectl get -o yaml > file` leaves one in; the store takes an equal version for an equal object."""
-    text = SERVICE.replace("name: web", 'name: web\n  resourceVersion: "77"\n  uid: u')
-    assert the_object(text).metadata.resource_version == ""
+    for namespace in ("", "\n  namespace: default"):
+        text = SERVICE.replace("name: web", 'name: web\n  resourceVersion: "77"' + namespace)
+        assert the_object(text).metadata.resource_version == ""
 
 
 def test_null_means_not_given():

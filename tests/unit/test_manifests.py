@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 
 import pytest
 from manifest_directory import HOUR, put, running, service
 
 from waggle.model.objects import ObjectKey
-from waggle.sources import directory_watch
+from waggle.sources import directory_watch, manifest_file
 from waggle.sources.directory_watch import Hints
+from waggle.sources.manifest_rows import ManifestRows
 from waggle.sources.manifests import ManifestSource
 from waggle.sources.yaml_objects import parse_manifest
 from waggle.store import Store
@@ -236,18 +238,35 @@ async def test_an_object_that_another_source_gave_first(tmp_path):
         await task
 
 
-async def test_an_object_moves_between_files_without_being_away(tmp_path):
-    (tmp_path / "a.yaml").write_text(service("web") + "---\n" + service("stays"))
-    async with running(tmp_path) as watched:
-        present: list[bool] = []
-        watched.store.on_change = lambda: present.append("web" in watched.names())
-        put(tmp_path / "b.yaml", service("web", "10.96.0.2"))
-        put(tmp_path / "a.yaml", service("stays"))
-        await watched.until(lambda: watched.address() == "10.96.0.2")
-        put(tmp_path / "b.yaml", "")
-        put(tmp_path / "c.yaml", service("web", "10.96.0.3"))
-        await watched.until(lambda: watched.address() == "10.96.0.3")
-        assert present[0]
+def test_an_object_that_moves_to_another_file_is_never_away():
+    store = Store()
+    rows = ManifestRows(store)
+    rows.update("/a.yaml", parse_manifest((service("web") + "---\n" + service("stays")).encode(), "/a.yaml"))
+    rows.commit()
+    present: list[bool] = []
+    store.on_change = lambda: present.append(ObjectKey("default", "web") in store.services)
+    rows.update("/a.yaml", parse_manifest(service("stays").encode(), "/a.yaml"))
+    rows.update("/b.yaml", parse_manifest(service("web", "10.96.0.2").encode(), "/b.yaml"))
+    rows.commit()
+    assert present == [True]
+    assert store.owner("Service", ObjectKey("default", "web")) == "file:/b.yaml"
+    rows.remove("/b.yaml")
+    rows.update("/c.yaml", parse_manifest(service("web", "10.96.0.3").encode(), "/c.yaml"))
+    rows.commit()
+    assert present == [True, True]
+    assert store.owner("Service", ObjectKey("default", "web")) == "file:/c.yaml"
+    assert len(rows) == 2
+    assert rows.duplicates(ignoring=()) == {}
+
+
+def test_a_file_that_is_about_to_go_is_no_duplicate():
+    store = Store()
+    rows = ManifestRows(store)
+    for file in ("/a.yaml", "/b.yaml"):
+        rows.update(file, parse_manifest(service("web").encode(), file))
+    rows.commit()
+    assert list(rows.duplicates(ignoring=())) == ["/b.yaml"]
+    assert rows.duplicates(ignoring={"/a.yaml"}) == {}
 
 
 # -- many files --------------------------------------------------------------------------------------------------------
@@ -289,13 +308,28 @@ async def test_loading_many_files_leaves_the_loop_responsive(tmp_path):
         await task
 
 
-async def test_stopping_in_the_middle_of_loading_is_quick(tmp_path):
+async def test_stopping_in_the_middle_of_loading_stops_reading(tmp_path, monkeypatch):
     for number in range(3000):
         (tmp_path / f"s{number}.yaml").write_text(service(f"s{number}", "None"))
+    read: list[Path] = []
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def counted(path: Path, *arguments: object) -> manifest_file.Reading:
+        read.append(path)
+        loop.call_soon_threadsafe(begun.set)
+        return manifest_file.read_manifest(path, *arguments)
+
+    monkeypatch.setattr("waggle.sources.manifests.read_manifest", counted)
     source = ManifestSource(Store(), tmp_path, resync=HOUR)
     task = asyncio.create_task(source.run())
-    await asyncio.sleep(0.05)
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0.05)  # for the file it was at
+    seen = len(read)
+    assert seen < 3000
+    await asyncio.sleep(0.1)
+    assert len(read) == seen
     assert not source.synced.is_set()

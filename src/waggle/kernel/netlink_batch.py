@@ -55,12 +55,14 @@ class Batch:
         mtu: int = 0,
         txqueuelen: int | None = None,
         up: bool = False,
-        peer_up: bool = False,
     ) -> None:
-        """A veth pair; `mtu` (0: the kernel's default) and `txqueuelen` hold for both ends. EEXIST if `name` exists."""
+        """A veth pair; `mtu` (0: the kernel's default) and `txqueuelen` hold for both ends. EEXIST if `name` exists.
+
+        The peer comes into being first, so it cannot be up at once (ENOTCONN): set it up afterwards.
+        """
         mine = _link_attributes(name=name, mac=mac, mtu=mtu, txqueuelen=txqueuelen)
         theirs = _link_attributes(name=peer_name, mac=peer_mac, mtu=mtu, txqueuelen=txqueuelen, netns_fd=peer_netns_fd)
-        peer = wire.attribute(wire.VETH_INFO_PEER | 0x8000, _ifinfo(0, peer_up or None) + theirs)
+        peer = wire.attribute(wire.VETH_INFO_PEER | 0x8000, _ifinfo(0, None) + theirs)
         info = wire.nested(
             wire.IFLA_LINKINFO, wire.text(wire.IFLA_INFO_KIND, "veth"), wire.nested(wire.IFLA_INFO_DATA, peer)
         )

@@ -91,21 +91,10 @@ def _configure_pod_side(record: Attachment, host_side: Link) -> None:
     for address in addresses:
         batch.add_address(index, _host_prefix(address), nodad=True)
         batch.add_neighbour(index, gateway_of(address), record.host_mac)
+        # Another network may have given this pod a default route before: the specification lets that one stand.
+        batch.add_route(default_route_of(address), via=gateway_of(address), dev=index, onlink=True, exist_ok=True)
     with Netlink() as pod:
         pod.run(batch)
-        for address in addresses:
-            _add_default_route(pod, index, address)
-
-
-def _add_default_route(pod: Netlink, index: int, address: IPAddress) -> None:
-    batch = Batch()
-    batch.add_route(default_route_of(address), via=gateway_of(address), dev=index, onlink=True)
-    try:
-        pod.run(batch)
-    except KernelError as error:
-        # Another network gave this pod a default route before; the specification lets it stand.
-        if error.errno != errno.EEXIST:
-            raise
 
 
 def _configure_host_side(host: Netlink, record: Attachment, index: int) -> None:

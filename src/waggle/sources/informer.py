@@ -100,7 +100,7 @@ class Informer(Generic[T]):
         self._broken = False  # the last watch ended badly: the server may not be the one it was
         self._refused: dict[ObjectKey, str] = {}
         self._delay = 0.0  # before the next attempt
-        self._listed = 0.0  # when the last list was complete, in the loop's time
+        self._list_unproven = False  # no watch from the last list's version was accepted yet
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -157,7 +157,7 @@ class Informer(Generic[T]):
             kept = [old for key in self._refused if (old := self._mine(key)) is not None]
             self._store.replace(self._kind, [*objects, *kept], ORIGIN)
         self._version, self._broken = version, False
-        self._listed = asyncio.get_running_loop().time()
+        self._list_unproven = True
         self.lists += 1
         self._works()
         self._report_refused()
@@ -223,6 +223,7 @@ class Informer(Generic[T]):
         finally:
             if holds is not None:
                 holds.cancel()
+        self._list_unproven = False
         lasted = loop.time() - (started or loop.time())
         if lasted >= min(timing.healthy, timing.watch_least):
             self._backoff.reset()
@@ -232,6 +233,8 @@ class Informer(Generic[T]):
 
     def _ended_badly(self, error: ApiError, lasted: float) -> None:
         self._broken = True
+        if error.status != 410:
+            self._list_unproven = False
         if lasted >= self._timing.healthy:
             self._backoff.reset()
             if error.status == 0:
@@ -256,6 +259,7 @@ class Informer(Generic[T]):
             self._report_refused()
         if event.version and not _older(event.version, self._version):
             self._version = event.version
+        self._list_unproven = False
         self._problems.clear(self._scope("watch"))
 
     # -- what is wrong ------------------------------------------------------------------------------------------
@@ -271,10 +275,10 @@ class Informer(Generic[T]):
         if error.status == 410:
             log.info("watch of %s: version %s is gone (%s); listing again", self._name, self._version, error)
             self._version = ""
-            now = asyncio.get_running_loop().time()
-            if now - self._listed >= self._timing.healthy:
-                self._backoff.reset()  # what the store has is old: no time to lose over an outage that has ended
-            self._delay = self._backoff.delay()
+            # What the store has is old, and the API answers: list soon, however long the outage before it was. Only
+            # where a list led to no watch at all would that be a storm of lists.
+            soon = random.uniform(0.0, self._timing.backoff_least)
+            self._delay = self._backoff.delay() if self._list_unproven else soon
             return
         self._delay = max(self._backoff.delay(), min(error.retry_after, self._timing.retry_after_most))
         if part == "reach":
