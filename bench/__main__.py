@@ -27,6 +27,8 @@ from bench.rounds import measure
 from bench.traffic import ClientSettings, Sample, Test, cpus
 from bench.ways import PlainRouting, Way
 
+#: For agents to become quiet after many Services came: their CPU time is part of what is measured.
+_SETTLE_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem, status = "", 0
     try:
         run(options, document)
-    except (BenchError, *_waggle_errors()) as error:
+    except _expected_errors() as error:
         problem, status = str(error), 1
     except KeyboardInterrupt:
         problem, status = "interrupted; everything was taken down", 130
@@ -69,11 +71,17 @@ def run(options: argparse.Namespace, document: dict[str, Any]) -> None:
         },
     }
     if options.scale:
-        from bench.scale import measure_scale  # the base line can be measured without waggle installed
+        from bench.scale import ScaleSettings, measure_scale  # the base line can be measured without waggle installed
 
-        document["scale"] = measure_scale(
-            options.scale_services, options.scale_endpoints, options.starts, options.changes, cpus()[1], progress
+        settings = ScaleSettings(
+            services=options.scale_services,
+            endpoints=options.scale_endpoints,
+            starts=options.starts,
+            changes=options.changes,
+            attempts=options.attempts,
+            cpu=cpus()[1],
         )
+        document["scale"] = measure_scale(settings, progress)
     if options.tests:
         _traffic(options, document, progress)
 
@@ -103,6 +111,7 @@ def _traffic(options: argparse.Namespace, document: dict[str, Any], progress: Ca
             progress(f"programming {services} Services")
             for way in ways:
                 way.program(services)
+            time.sleep(_SETTLE_SECONDS)
             rounds(ways, services, document["samples"])
 
 
@@ -177,13 +186,13 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _waggle_errors() -> tuple[type[Exception], ...]:
-    """What waggle's own modules raise on purpose; nothing where waggle is not installed."""
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What is shown without a traceback: errors of the benchmark, and of waggle where it is installed."""
     try:
         from waggle.errors import WaggleError
     except ImportError:
-        return ()
-    return (WaggleError,)
+        return (BenchError,)
+    return (BenchError, WaggleError)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -147,6 +147,8 @@ class Server:
                 bookmark = {"kind": kind, "apiVersion": api_version, "metadata": {}}
                 bookmark["metadata"] = {"resourceVersion": str(self.cluster.version)}
                 await response.write(_json({"type": "BOOKMARK", "object": bookmark}) + b"\n")
+        except ConnectionError:  # the agent was killed
+            return response
         finally:
             watches.discard(response)
 

@@ -64,7 +64,8 @@ class CpuMeter:
         total = after.total - before.total
         if total <= 0:
             return Disturbance(0.0, 0.0)
-        own = sum(seconds - before.own.get(pid, 0.0) for pid, seconds in after.own.items())
+        # What a process had used that ended meanwhile, and was waited for, is among the children's now.
+        own = sum(after.own.values()) - sum(before.own.values())
         foreign = max(0.0, after.busy - before.busy - own)
         return Disturbance(foreign / total, (after.stolen - before.stolen) / total)
 

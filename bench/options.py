@@ -48,6 +48,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.rounds, options.seconds, options.warmup, options.attempts = 3, 0.2, 0.05, 1
         options.services = [number for number in options.services if number <= 1000] or options.services[:1]
         options.scale_services, options.starts, options.changes = min(options.scale_services, 1000), 1, 50
+    if options.report and not options.report.is_file():
+        parser.error(f"--report: {options.report} is not a file")
     names = [name.strip() for name in options.only.split(",")]
     unknown = [name for name in names if name not in (*SECTIONS, *keys)]
     if unknown:

@@ -86,8 +86,8 @@ class PlainNetwork:
                 self._build_pod(place, node, number)
 
     def _add_netns(self, name: str) -> None:
+        self._made.append(name)  # first: an interrupt in between must not leave it
         checked(["ip", "netns", "add", name])
-        self._made.append(name)
         checked(["ip", "-n", name, "link", "set", "lo", "up"])
 
     def _build_node(self, node: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Report:
 
     def _scale(self, scale: dict[str, Any]) -> str:
         figures = summary(scale)
-        starts = [start["all"] for start in scale["cold_start_s"]]
+        starts, changes = scale["cold_start_s"], scale["change_disturbance"]
         rows = [
             ["Cold start until every map is written", f"{figures['cold start']:.2f} s", "2 s"],
             ["Restart with everything pinned, until a change made meanwhile is applied",
@@ -161,15 +162,18 @@ class Report:
         return (
             f"### The agent with {scale['services']} Services of {scale['endpoints']} endpoints\n\n"
             + table(["", "measured", "aim"], rows)
-            + f"\n\n{len(starts)} cold starts: {', '.join(f'{start:.2f}' for start in starts)} s; "
-            + f"{len(scale['change_ms'])} changes. Largest maps: {largest}."
+            + f"\n\n{len(starts)} cold starts: {_listed(starts, 'all')} s, of which the agent's own CPU time "
+            + f"{_listed(starts, 'cpu')} s; {len(scale['restart_s'])} restarts: "
+            + f"{_listed(scale['restart_s'], 'applied')} s; {len(scale['change_ms'])} changes. Other processes took "
+            + f"{_listed(starts, 'foreign', '.0%')} of the CPU time during the starts and {changes['foreign']:.0%} "
+            + f"during the changes. Largest maps: {largest}."
         )
 
 
 def quantile(values: list[float], share: float) -> float:
     """The value that `share` of all do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(1, math.ceil(share * len(ordered))) - 1]
 
 
 def summary(scale: dict[str, Any]) -> dict[str, float]:
@@ -199,6 +203,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
+
+
+def _listed(runs: Sequence[dict[str, float]], key: str, form: str = ".2f") -> str:
+    return ", ".join(format(run[key], form) for run in runs)
 
 
 def _services(size: int) -> str:

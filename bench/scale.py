@@ -11,15 +11,18 @@ Memory: of the agent, its proportional and resident set; of the maps, what the k
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import objects
+from bench.disturbance import CpuMeter
 from bench.observer import ChangeWatch, Filled, FillWatch, Tables, frontend_key, map_memory
 from bench.places import BenchError
 from bench.scale_node import ScaleNode
@@ -29,46 +32,76 @@ _START_LIMIT = 120.0
 _CHANGE_LIMIT_MS = 10_000
 
 
-def measure_scale(
-    services: int, endpoints: int, starts: int, changes: int, cpu: int | None, progress: Callable[[str], None]
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ScaleSettings:
+    """How large, and how often. `attempts`: at most so many where something else takes CPU time."""
+
+    services: int
+    endpoints: int
+    starts: int
+    changes: int
+    attempts: int
+    cpu: int | None
+
+
+def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> dict[str, Any]:
     """Everything this module measures, as a document for the JSON file."""
+    services, endpoints = settings.services, settings.endpoints
     with ExitStack() as stack:
         node = stack.enter_context(ScaleNode())
         progress(f"a Kubernetes API with {services} Services of {endpoints} endpoints")
         api = stack.enter_context(StandInApi(node.place, node.folder, node.api_port, services, endpoints))
         node.configure({"kubeconfig": str(api.kubeconfig), "kubernetes-netns": str(node.place.netns)})
-        cold, warm = [], []
-        for number in range(starts):
-            progress(f"cold start {number + 1} of {starts}")
-            cold.append(_start(node, services, endpoints))
-            if number + 1 < starts:
-                node.stop_agent()
-                node.clean()
+        meter = CpuMeter(lambda: [*node.pids(), *api.pids()])
+        cold = []
+        for number in range(settings.starts):
+            progress(f"cold start {number + 1} of {settings.starts}")
+            cold.append(_undisturbed(meter, settings.attempts, lambda: _cold_start(node, services, endpoints)))
         tables = Tables(node.pin("wag_services"), node.pin("wag_backends"))
         stack.callback(tables.close)
         _check(tables, services, endpoints)
         at_start = _memory(node)
-        latencies = _changes(node, api, tables, services, changes, cpu, progress)
+        before = meter.snapshot()
+        latencies = _changes(node, api, tables, settings, progress)
+        during_changes = meter.since(before)
         idle = _idle_cpu(node, 5.0)
         after = _memory(node)
         maps = map_memory(node.bpf_root)
-        progress("restart with everything pinned")
-        warm.append(_restart(node, api, tables, services))
+        progress("restarts with everything pinned")
+        warm = [
+            _undisturbed(meter, settings.attempts, lambda: _restart(node, api, tables, services))
+            for _ in range(settings.starts)
+        ]
     return {
         "services": services,
         "endpoints": endpoints,
         "cold_start_s": cold,
         "restart_s": warm,
         "change_ms": latencies,
-        "agent_memory": {"after start": at_start, f"after {changes} changes": after},
+        "change_disturbance": dataclasses.asdict(during_changes),
+        "agent_memory": {"after start": at_start, f"after {settings.changes} changes": after},
         "agent_idle_cpu": idle,
         "maps": maps,
     }
 
 
-def _start(node: ScaleNode, services: int, endpoints: int) -> dict[str, float]:
+def _undisturbed(meter: CpuMeter, attempts: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `run` measures, again when it was disturbed; the last attempt counts."""
+    attempt = 0
+    while True:
+        attempt += 1
+        before = meter.snapshot()
+        figures = run()
+        disturbance = meter.since(before)
+        if not disturbance.too_much or attempt == attempts:
+            return figures | dataclasses.asdict(disturbance) | {"attempts": attempt}
+
+
+def _cold_start(node: ScaleNode, services: int, endpoints: int) -> dict[str, float]:
     """Seconds from the start of the process until maps exist, the first frontend is there, all are."""
+    node.stop_agent()
+    if node.bpf_root.exists():
+        node.clean()
     watch = FillWatch(node.pin("wag_services"), services, endpoints, _START_LIMIT)
     try:
         started = node.start_agent()
@@ -103,23 +136,17 @@ def _key(number: int) -> bytes:
 
 
 def _changes(
-    node: ScaleNode,
-    api: StandInApi,
-    tables: Tables,
-    services: int,
-    changes: int,
-    cpu: int | None,
-    progress: Callable[[str], None],
+    node: ScaleNode, api: StandInApi, tables: Tables, settings: ScaleSettings, progress: Callable[[str], None]
 ) -> list[float]:
     """Milliseconds of every single change, in the order they were made."""
     latencies = []
-    with ChangeWatch(node.pin("wag_services"), cpu) as watch:
-        for count in range(changes):
+    with ChangeWatch(node.pin("wag_services"), settings.cpu) as watch:
+        for count in range(settings.changes):
             if count % 100 == 0:
-                progress(f"change {count + 1} of {changes}")
+                progress(f"change {count + 1} of {settings.changes}")
             # not in step with any timer of the agent
             time.sleep(random.uniform(0.02, 0.06))
-            number = random.randrange(services)
+            number = random.randrange(settings.services)
             watch.arm(_key(number), _CHANGE_LIMIT_MS)
             sent, addresses = api.change(number)
             latencies.append((watch.changed() - sent) / 1e6)
@@ -129,6 +156,7 @@ def _changes(
 
 def _restart(node: ScaleNode, api: StandInApi, tables: Tables, services: int) -> dict[str, float]:
     """The agent is killed, one Service changes meanwhile, and it is started again: seconds until that is applied."""
+    assert node.agent is not None
     number = random.randrange(services)
     with ChangeWatch(node.pin("wag_services"), None) as watch:
         node.stop_agent(kill=True)

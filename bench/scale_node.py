@@ -84,6 +84,9 @@ class ScaleNode:
         }
         self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
+    def pids(self) -> list[int]:
+        return [self.agent.pid] if self.agent is not None else []
+
     def start_agent(self) -> int:
         """CLOCK_MONOTONIC right before the process was made, in nanoseconds."""
         command = self.agent_place.command(

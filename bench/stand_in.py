@@ -50,6 +50,9 @@ class StandInApi:
             stop(self._process)
             self._process = None
 
+    def pids(self) -> list[int]:
+        return [self._process.pid] if self._process is not None else []
+
     def change(self, number: int) -> tuple[int, list[str]]:
         """Replace one endpoint of a Service: CLOCK_MONOTONIC in ns when the event was sent, the endpoints now."""
         started, *addresses = self._ask(str(number))

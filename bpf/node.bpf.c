@@ -18,13 +18,16 @@ WAG_INLINE enum wag_verdict wag_from_wire(struct __sk_buff *skb, struct wag_pack
 		struct wag_nat *nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
 
 		if (nat && !(nat->flags & WAG_NAT_FORWARD)) {
-			if (wag_nat_apply(skb, packet) < 0)
+			if (wag_nat_pass(skb, packet) < 0)
 				return wag_drop(packet, WAG_REASON_REWRITE);
 			return wag_deliver(skb, packet);
 		}
 	}
-	if (wag_endpoint_is(to, WAG_ENDPOINT_POD))
+	if (wag_endpoint_is(to, WAG_ENDPOINT_POD)) {
+		if (to->nat_used && packet->has_ports && wag_nat_pass(skb, packet) < 0)
+			return wag_drop(packet, WAG_REASON_REWRITE);
 		return wag_to_pod(skb, packet, to);
+	}
 	if (!packet->has_ports)
 		return WAG_PASS;
 	if (to)
@@ -33,7 +36,7 @@ WAG_INLINE enum wag_verdict wag_from_wire(struct __sk_buff *skb, struct wag_pack
 		service = wag_service_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
 	if (!service) {
 		/* the Service is gone, its established flows are not */
-		if (to && to->nat_used && wag_nat_apply(skb, packet) > 0)
+		if (to && to->nat_used && wag_nat_pass(skb, packet) > 0)
 			return wag_deliver(skb, packet);
 		return WAG_PASS;
 	}
@@ -71,7 +74,7 @@ int wag_node_egress(struct __sk_buff *skb)
 
 	if (wag_parse(skb, &packet, WAG_HOOK_NODE_EGRESS) == WAG_PARSE_OK && packet.has_ports) {
 		from = wag_endpoint_find(&packet.tuple.src);
-		if (wag_endpoint_is(from, WAG_ENDPOINT_NODE) && from->nat_used && wag_nat_apply(skb, &packet) < 0)
+		if (wag_endpoint_is(from, WAG_ENDPOINT_NODE) && from->nat_used && wag_nat_pass(skb, &packet) < 0)
 			verdict = wag_drop(&packet, WAG_REASON_REWRITE);
 	}
 	return wag_finish(skb, &packet, verdict);

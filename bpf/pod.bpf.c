@@ -19,7 +19,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(struct __sk_buff *skb, struct wag_packe
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD)) {
 		if (!to->nat_used || !packet->has_ports)
 			return wag_to_pod(skb, packet, to);
-		result = wag_nat_apply(skb, packet);
+		result = wag_nat_pass(skb, packet);
 		if (result < 0)
 			return wag_drop(packet, WAG_REASON_REWRITE);
 		return wag_deliver(skb, packet);
@@ -34,7 +34,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(struct __sk_buff *skb, struct wag_packe
 		struct wag_nat *nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
 
 		if (nat && !(nat->flags & WAG_NAT_FORWARD)) {
-			if (wag_nat_apply(skb, packet) < 0)
+			if (wag_nat_pass(skb, packet) < 0)
 				return wag_drop(packet, WAG_REASON_REWRITE);
 			return wag_deliver(skb, packet);
 		}
@@ -51,7 +51,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(struct __sk_buff *skb, struct wag_packe
 	}
 	if (from && from->nat_used) {
 		/* the Service is gone, its established flows are not */
-		if (wag_nat_apply(skb, packet) < 0)
+		if (wag_nat_pass(skb, packet) < 0)
 			return wag_drop(packet, WAG_REASON_REWRITE);
 		return wag_deliver(skb, packet);
 	}
@@ -87,7 +87,7 @@ int wag_pod_ingress(struct __sk_buff *skb)
 	switch (wag_parse(skb, &packet, WAG_HOOK_POD_INGRESS)) {
 	case WAG_PARSE_OK:
 		to = wag_endpoint_find(&packet.tuple.dst);
-		if (to && to->nat_used && packet.has_ports && wag_nat_apply(skb, &packet) < 0)
+		if (to && to->nat_used && packet.has_ports && wag_nat_pass(skb, &packet) < 0)
 			verdict = wag_drop(&packet, WAG_REASON_REWRITE);
 		break;
 	case WAG_PARSE_BAD:

@@ -82,7 +82,7 @@ class Btf:
             at += 12
             kind, count, flag = info >> 24 & 0x1F, info & 0xFFFF, info >> 31
             item = Type(kind, self._text(strings, name_off), size)
-            if kind == INT or kind == VAR:
+            if kind in (INT, VAR):
                 at += 4
             elif kind == ARRAY:
                 item.element, _, item.count = struct.unpack_from("<III", raw, at)
@@ -277,7 +277,7 @@ def config_lines(btf: Btf) -> list[str]:
     return [*lines, "}", ""]
 
 
-HEADER = '''"""The Python side of what BPF programs and agent share. Generated from BTF by tools/generate_abi.py; do not edit."""
+HEADER = '''"""What BPF programs and agent share. Generated from BTF by tools/generate_abi.py; do not edit."""
 
 from __future__ import annotations
 

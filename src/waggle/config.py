@@ -91,7 +91,7 @@ class AgentConfig:
 def split_host_port(text: str) -> tuple[str, int]:
     """("127.0.0.1", 9970) from "127.0.0.1:9970" or "[::1]:9970"; the host may be empty for all addresses."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError(f"metrics-address: {text!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
 
@@ -137,16 +137,20 @@ def _coerce(name: str, value: Any) -> Any:
     if kind in (Path, Path | None):
         if value is None and kind != Path:
             return None
-        if not isinstance(value, (str, Path)):
+        if not isinstance(value, (str, Path)) or not str(value):
             raise ConfigError(f"{label}: must be a path, not {value!r}")
         return Path(value) if str(value) == "in-cluster" else Path(value).absolute()
     if kind == tuple[str, ...]:
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(str(item).strip() for item in items if str(item).strip())
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"{label}: must be a list of strings, not {value!r}")
+        return tuple(item.strip() for item in items if item.strip())
     if kind is bool and not isinstance(value, bool):
         raise ConfigError(f"{label}: must be true or false, not {value!r}")
     if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError(f"{label}: must be a number, not {value!r}")
     if kind is str:
-        return str(value)
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise ConfigError(f"{label}: must be a string, not {value!r}")
+        return str(value)  # a node may be called 17
     return value

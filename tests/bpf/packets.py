@@ -11,10 +11,7 @@ MACS = {"src": "02:aa:aa:aa:aa:01", "dst": "02:aa:aa:aa:aa:02"}
 
 
 def build(source: str, target: str, layer: Packet, *, ttl: int = 64, payload: bytes = b"hello", **ip) -> bytes:
-    if ":" in source:
-        head = IPv6(src=source, dst=target, hlim=ttl, **ip)
-    else:
-        head = IP(src=source, dst=target, ttl=ttl, **ip)
+    head = IPv6(src=source, dst=target, hlim=ttl, **ip) if ":" in source else IP(src=source, dst=target, ttl=ttl, **ip)
     return bytes(Ether(**MACS) / head / layer / Raw(payload))
 
 

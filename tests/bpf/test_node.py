@@ -131,3 +131,48 @@ def test_many_clients_fill_the_table_and_new_flows_still_work(node):
         client = f"198.51.{number >> 8}.{number & 255}"
         out = node.run("wag_node_ingress", udp(client, 5000, NODE4, 30080))
         assert out.verdict == REDIRECT, (number, node.drops())
+
+
+def test_a_port_of_the_node_itself_is_not_used_for_snat(node):
+    import socket
+
+    from waggle.kernel.netns import call_in_netns
+
+    def bind() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((NODE4, 1000))
+        return sock
+
+    node.add_service("0.0.0.0", 30080, "UDP", [(REMOTE[4], 8080)])
+    with call_in_netns(f"/run/netns/{node.netns}", bind):
+        out = node.run("wag_node_ingress", udp(CLIENT[4], 1000, NODE4, 30080))
+    assert 40000 <= Ether(out.packet)["UDP"].sport <= 50000
+
+
+@each
+def test_a_connection_of_the_node_with_a_port_that_snat_uses_gets_another(node, make, name):
+    node.add_service("0.0.0.0", 30080, name, [(REMOTE[4], 8080)])
+    node.run("wag_node_ingress", make(CLIENT[4], 1000, NODE4, 30080))
+    own = node.run("wag_node_egress", make(NODE4, 1000, REMOTE[4], 8080))
+    port = Ether(own.packet)[name].sport
+    assert 40000 <= port <= 50000
+    assert ends(own.packet) == f"{name} {NODE4}:{port} > {REMOTE[4]}:8080 ttl 64"
+    answer = node.run("wag_node_ingress", make(REMOTE[4], 8080, NODE4, port))
+    assert answer.verdict == PASS
+    assert ends(answer.packet) == f"{name} {at(REMOTE[4], 8080)} > {NODE4}:1000 ttl 64"
+    other = node.run("wag_node_ingress", make(REMOTE[4], 8080, NODE4, 1000))
+    assert ends(other.packet) == f"{name} {NODE4}:30080 > {CLIENT[4]}:1000 ttl 63"
+
+
+@both
+@each
+def test_one_client_port_through_a_nodeport_and_directly(node, v, make, name):
+    node.add_service(ANY[v], 30080, name, [(POD[v], 8080)])
+    node.run("wag_node_ingress", make(CLIENT[v], 1000, NODE[v], 30080))
+    direct = node.run("wag_node_ingress", make(CLIENT[v], 1000, POD[v], 8080))
+    port = Ether(direct.packet)[name].sport
+    assert ends(direct.packet) == f"{name} {at(CLIENT[v], port)} > {at(POD[v], 8080)} ttl 63"
+    answer = node.run("wag_pod_egress", make(POD[v], 8080, CLIENT[v], port))
+    assert ends(answer.packet) == f"{name} {at(POD[v], 8080)} > {at(CLIENT[v], 1000)} ttl 63"
+    through = node.run("wag_pod_egress", make(POD[v], 8080, CLIENT[v], 1000))
+    assert ends(through.packet) == f"{name} {at(NODE[v], 30080)} > {at(CLIENT[v], 1000)} ttl 63"

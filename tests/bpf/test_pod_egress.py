@@ -1,4 +1,4 @@
-"""What a pod sends: delivery, load balancing per packet, replies, drops. The packet afterwards, not only the verdict."""
+"""What a pod sends: delivery, load balancing per packet, replies, drops. Packets, not only verdicts."""
 
 from __future__ import annotations
 

@@ -126,6 +126,8 @@ WAG_INLINE int wag_finish(struct __sk_buff *skb, struct wag_packet *packet, enum
 	case WAG_TO_POD:
 		return bpf_redirect_peer(packet->out_ifindex, 0);
 	case WAG_TO_WIRE:
+		if (packet->translated)
+			skb->mark = WAG_MARK;
 		return bpf_redirect_neigh(packet->out_ifindex, &packet->next_hop, sizeof(packet->next_hop), 0);
 	case WAG_DROP:
 		wag_report_drop(skb, packet);

@@ -39,7 +39,7 @@ struct {
 	__uint(max_entries, 131072);
 } wag_nat SEC(".maps");
 
-#define WAG_NAT_TRIES 16
+#define WAG_NAT_TRIES 8
 #define WAG_SECOND_NS 1000000000ULL
 
 /* kernel: commit ("bpf: Fix L4 csum update on IPv6 in CHECKSUM_COMPLETE") added the flag, older ones refuse it */
@@ -132,27 +132,68 @@ WAG_INLINE void wag_tuple_reverse(struct wag_tuple *out, const struct wag_tuple 
 	__builtin_memset(out->pad, 0, sizeof(out->pad));
 }
 
+/* Does a socket of the node itself have the port that SNAT would use towards this backend? */
+static __noinline int wag_port_is_local(struct __sk_buff *skb, const struct wag_tuple *to)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (!to)
+		return 0;
+	if (wag_addr_is4(&to->src)) {
+		tuple.ipv4.saddr = to->dst.word[3];
+		tuple.ipv4.daddr = to->src.word[3];
+		tuple.ipv4.sport = to->dport;
+		tuple.ipv4.dport = to->sport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &to->dst, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, &to->src, 16);
+		tuple.ipv6.sport = to->dport;
+		tuple.ipv6.dport = to->sport;
+		size = sizeof(tuple.ipv6);
+	}
+	if (to->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (to->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return 0;
+	if (!sk)
+		return 0;
+	bpf_sk_release(sk);
+	return 1;
+}
+
 /*
  * Writes the two entries of a new flow. `to` holds client (or node) → backend; its source port is changed when another
  * flow to the same backend has it already, which also keeps apart several Services in front of one backend.
  */
-static __noinline int wag_nat_create(struct wag_packet *packet, struct wag_tuple *to, __u32 revision)
+static __noinline int wag_nat_create(struct __sk_buff *skb, struct wag_packet *packet, struct wag_tuple *to,
+				     __u32 revision)
 {
-	struct wag_nat reply = {}, forward = {};
+	struct wag_nat entry = {}; /* first of the replies, then of the client's packets */
 	struct wag_tuple key;
 	struct wag_nat *other;
 	__u32 span;
+	bool snat;
 	int i, error = -1;
 
 	if (!packet || !to)
 		return WAG_REASON_NAT_PORTS;
-	wag_tuple_reverse(&reply.to, &packet->tuple);
-	reply.seen_ns = bpf_ktime_get_ns();
+	wag_tuple_reverse(&entry.to, &packet->tuple);
+	entry.seen_ns = bpf_ktime_get_ns();
 	span = (__u32)wag_snat_max - wag_snat_min + 1;
+	snat = !wag_addr_equal(&to->src, &packet->tuple.src);
 
 	for (i = 0; i < WAG_NAT_TRIES; i++) {
+		if (snat && wag_port_is_local(skb, to)) {
+			to->sport = bpf_htons(wag_snat_min + bpf_get_prandom_u32() % span);
+			continue;
+		}
 		wag_tuple_reverse(&key, to);
-		error = bpf_map_update_elem(&wag_nat, &key, &reply, BPF_NOEXIST);
+		error = bpf_map_update_elem(&wag_nat, &key, &entry, BPF_NOEXIST);
 		if (!error)
 			break;
 		other = bpf_map_lookup_elem(&wag_nat, &key);
@@ -160,10 +201,10 @@ static __noinline int wag_nat_create(struct wag_packet *packet, struct wag_tuple
 			/* full: an LRU that cannot evict; or a race with eviction, and the next turn settles it */
 			continue;
 		}
-		if (wag_addr_equal(&other->to.src, &reply.to.src) && wag_addr_equal(&other->to.dst, &reply.to.dst) &&
-		    other->to.sport == reply.to.sport && other->to.dport == reply.to.dport) {
+		if (wag_addr_equal(&other->to.src, &entry.to.src) && wag_addr_equal(&other->to.dst, &entry.to.dst) &&
+		    other->to.sport == entry.to.sport && other->to.dport == entry.to.dport) {
 			/* left over from the same flow */
-			error = bpf_map_update_elem(&wag_nat, &key, &reply, BPF_ANY);
+			error = bpf_map_update_elem(&wag_nat, &key, &entry, BPF_ANY);
 			break;
 		}
 		if (to->proto == IPPROTO_SCTP)
@@ -173,11 +214,10 @@ static __noinline int wag_nat_create(struct wag_packet *packet, struct wag_tuple
 	if (error)
 		return i == WAG_NAT_TRIES ? WAG_REASON_NAT_PORTS : WAG_REASON_NAT_FULL;
 
-	forward.to = *to;
-	forward.revision = revision;
-	forward.flags = WAG_NAT_FORWARD;
-	forward.seen_ns = reply.seen_ns;
-	if (bpf_map_update_elem(&wag_nat, &packet->tuple, &forward, BPF_ANY)) {
+	entry.to = *to;
+	entry.revision = revision;
+	entry.flags = WAG_NAT_FORWARD;
+	if (bpf_map_update_elem(&wag_nat, &packet->tuple, &entry, BPF_ANY)) {
 		bpf_map_delete_elem(&wag_nat, &key);
 		return WAG_REASON_NAT_FULL;
 	}
@@ -204,6 +244,23 @@ WAG_INLINE bool wag_nat_valid(struct wag_nat *nat, const struct wag_packet *pack
 	return true;
 }
 
+/* A function of its own, so that its key is not on the stack of everything else. */
+static __noinline int wag_translation_record(struct wag_packet *packet, struct wag_tuple *to)
+{
+	struct wag_flow_key flow = {};
+
+	if (!packet || !to)
+		return 0;
+	flow.src = packet->tuple.src;
+	flow.frontend = packet->tuple.dst;
+	flow.backend = to->dst;
+	flow.fport = packet->tuple.dport;
+	flow.bport = to->dport;
+	flow.proto = to->proto;
+	flow.hook = packet->hook;
+	return wag_flow_record(&flow);
+}
+
 /*
  * Client → Service: finds or makes the flow's translation and applies it. The new source is the client, or this node
  * when `snat` says that replies would otherwise not come back here.
@@ -211,7 +268,6 @@ WAG_INLINE bool wag_nat_valid(struct wag_nat *nat, const struct wag_packet *pack
 static __noinline int wag_service_translate(struct __sk_buff *skb, struct wag_packet *packet,
 					    struct wag_service *service, __u32 is_node_ingress)
 {
-	struct wag_flow_key flow = {};
 	struct wag_endpoint *local, *client;
 	struct wag_backend *backend;
 	struct wag_tuple to = {};
@@ -224,6 +280,7 @@ static __noinline int wag_service_translate(struct __sk_buff *skb, struct wag_pa
 	if (nat && (nat->flags & WAG_NAT_FORWARD) && wag_nat_valid(nat, packet, service)) {
 		wag_nat_touch(nat, packet);
 		to = nat->to;
+		packet->translated = 1;
 		return wag_rewrite(skb, packet, &to) ? WAG_REASON_REWRITE : WAG_REASON_NONE;
 	}
 	if (!service->count)
@@ -252,40 +309,52 @@ static __noinline int wag_service_translate(struct __sk_buff *skb, struct wag_pa
 		to.src.half[1] = low;
 		client = wag_endpoint_find(&to.src);
 	}
-	reason = wag_nat_create(packet, &to, service->revision);
+	reason = wag_nat_create(skb, packet, &to, service->revision);
 	if (reason)
 		return reason;
 	/* Both ends must look at wag_nat: the one that answers, and the one that the answers go to. */
 	wag_endpoint_mark_nat(local);
 	wag_endpoint_mark_nat(client);
 	wag_count(WAG_COUNTER_PACKET_LB);
-	if (wag_events) {
-		flow.src = packet->tuple.src;
-		flow.frontend = packet->tuple.dst;
-		flow.backend = to.dst;
-		flow.fport = packet->tuple.dport;
-		flow.bport = to.dport;
-		flow.proto = to.proto;
-		flow.hook = packet->hook;
-		wag_flow_record(&flow);
-	}
+	if (wag_events)
+		wag_translation_record(packet, &to);
+	packet->translated = 1;
 	return wag_rewrite(skb, packet, &to) ? WAG_REASON_REWRITE : WAG_REASON_NONE;
 }
 
-/* A packet of a flow that is translated already, in either direction. Returns 1 when it was one. */
-static __noinline int wag_nat_apply(struct __sk_buff *skb, struct wag_packet *packet)
+/*
+ * A packet that is not for a Service, from or to an address with translated flows: applies the flow's translation if it
+ * has one. If it has none, but its replies would be taken for those of a translated flow (the same ends met through a
+ * Service and now meet directly, or a port of SNAT is now a port of the node's own), it gets a source port of its own.
+ * Only the first packet can: an established flow is left as it is. Returns 1: translated, 0: untouched, -1: failed.
+ */
+static __noinline int wag_nat_pass(struct __sk_buff *skb, struct wag_packet *packet)
 {
 	struct wag_tuple to;
 	struct wag_nat *nat;
 
-	if (!packet)
+	if (!packet || skb->mark == WAG_MARK)
 		return 0;
 	nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
-	if (!nat)
-		return 0;
-	wag_nat_touch(nat, packet);
-	to = nat->to;
-	return wag_rewrite(skb, packet, &to) ? -1 : 1;
+	if (nat) {
+		wag_nat_touch(nat, packet);
+		to = nat->to;
+	} else {
+		if (packet->tuple.proto == IPPROTO_TCP &&
+		    (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN)
+			return 0;
+		wag_tuple_reverse(&to, &packet->tuple);
+		nat = bpf_map_lookup_elem(&wag_nat, &to);
+		if (!nat || (nat->flags & WAG_NAT_FORWARD))
+			return 0;
+		to = packet->tuple;
+		if (wag_nat_create(skb, packet, &to, 0))
+			return 0; /* no port: as good as before */
+	}
+	if (wag_rewrite(skb, packet, &to))
+		return -1;
+	packet->translated = 1;
+	return 1;
 }
 
 #endif

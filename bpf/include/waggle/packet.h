@@ -36,6 +36,7 @@ struct wag_packet {
 	__u8 has_ports;
 	__u8 later_fragment;
 	__u8 is_icmp;
+	__u8 translated; /* by wag_nat: hooks further on leave it alone */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP */
 	__u32 out_ifindex;
@@ -44,6 +45,9 @@ struct wag_packet {
 };
 
 #define WAG_L3_OFF ((__u16)sizeof(struct ethhdr))
+/* skb->mark of packets that are translated and on their way out: wag_node_egress must not look at them again. */
+#define WAG_MARK 0x77616767
+
 #define WAG_TCP_FIN 0x01
 #define WAG_TCP_SYN 0x02
 #define WAG_TCP_RST 0x04

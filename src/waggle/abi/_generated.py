@@ -1,4 +1,4 @@
-"""The Python side of what BPF programs and agent share. Generated from BTF by tools/generate_abi.py; do not edit."""
+"""What BPF programs and agent share. Generated from BTF by tools/generate_abi.py; do not edit."""
 
 from __future__ import annotations
 

@@ -210,10 +210,13 @@ class Agent:
         self._routes_due |= bool(changes.nodes)
         self.names.stale = True
         total = Flush()
+        if self.tables.pending:
+            self._flush(total)  # what the pass before this one could not write
         while self._pending:
             part = [self._pending.pop() for _ in range(min(SLICE, len(self._pending)))]
             for key in part:
-                self._pending |= self.tables.apply(key, plan_service(self.store, key))
+                # who waited for a frontend gets it in the same flush: it is never without a Service
+                part += self.tables.apply(key, plan_service(self.store, key))
             self._flush(total)
             if self._pending:
                 await asyncio.sleep(0)
@@ -222,7 +225,11 @@ class Agent:
             self._flush(total)
         if self._routes_due:
             self._routes_due = False
-            await self._sync_routes()
+            try:
+                await self._sync_routes()
+            except (WaggleError, OSError):
+                self._routes_due = True
+                raise
         return total
 
     def _flush(self, total: Flush) -> None:
@@ -232,17 +239,17 @@ class Agent:
             setattr(total, table, getattr(total, table) + count)
             if count:
                 self.metrics.writes.labels(table).inc(count)
-        if self.tables.unsettled:
-            asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle)
+        if done.deletes and self.tables.starved:
+            self._pending |= self.tables.starved  # there may be room now
+            self._dirty.set()
+        if done.ticket:
+            asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, done.ticket)
 
-    def _settle(self) -> None:
-        self.tables.settle()
-        if self.tables.problems:
-            # room may have appeared for those that had none
-            full = [key for key, reason in self.tables.problems.items() if "full" in reason or "no run" in reason]
-            if full:
-                self._pending.update(full)
-                self._dirty.set()
+    def _settle(self, ticket: int) -> None:
+        self.tables.settle(ticket)
+        if self.tables.starved:
+            self._pending |= self.tables.starved
+            self._dirty.set()
 
     async def _sync_routes(self) -> None:
         wanted = wanted_routes(self.store.nodes.values(), self.config.node_name)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run_agent(config: AgentConfig) -> None:
-    """Runs until SIGTERM or SIGINT. The data path stays in place afterwards. Raises WaggleError when it cannot start."""
+    """Runs until SIGTERM or SIGINT; the data path stays in place. Raises WaggleError when it cannot start."""
     logging.basicConfig(
         level=config.log_level.upper(),
         stream=sys.stderr,

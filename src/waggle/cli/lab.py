@@ -9,17 +9,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from waggle.cli.output import EXIT_PROBLEMS, Output, OutputFormat, print_json, print_table, show
-from waggle.errors import LabError
-from waggle.lab import applying, entering, lifecycle, status
-from waggle.lab.lock import Say
-from waggle.lab.record import load_pods
-from waggle.model.objects import ObjectKey
+from waggle.lab.layout import DEFAULT_LAB, DEFAULT_NODES
+
+# What does the work is imported by the commands that need it, so that all others start without.
+if TYPE_CHECKING:
+    from waggle.lab.applying import Applied
+    from waggle.lab.lock import Say
 
 app = typer.Typer(
     help="A cluster of nodes on this machine: network namespaces, each with a real agent of its own.",
@@ -55,10 +55,10 @@ def up(
         typer.Option(
             "--nodes",
             metavar="N",
-            help=f"How many nodes. Default: as many as there are, else {lifecycle.DEFAULT_NODES}.",
+            help=f"How many nodes. Default: as many as there are, else {DEFAULT_NODES}.",
         ),
     ] = None,
-    name: NameOption = lifecycle.DEFAULT_LAB,
+    name: NameOption = DEFAULT_LAB,
     kubeconfig: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +72,8 @@ def up(
     Running it again is always right: agents, namespaces and containers that are gone come back, the rest stays
     untouched, and `--nodes` with a larger number adds nodes.
     """
+    from waggle.lab import lifecycle, status
+
     lifecycle.up(name, _progress(), nodes=nodes, kubeconfig=kubeconfig)
     lab, record = lifecycle.find_lab(name)
     if output is OutputFormat.JSON:
@@ -79,8 +81,10 @@ def up(
 
 
 @app.command()
-def down(name: NameOption = lifecycle.DEFAULT_LAB, output: Output = OutputFormat.TABLE) -> None:
+def down(name: NameOption = DEFAULT_LAB, output: Output = OutputFormat.TABLE) -> None:
     """Remove everything of a lab, also what a crash left behind."""
+    from waggle.lab import lifecycle
+
     removed = lifecycle.down(name, _progress())
     show(output, {"name": name, "removed": removed}, lambda _: None)
 
@@ -88,7 +92,7 @@ def down(name: NameOption = lifecycle.DEFAULT_LAB, output: Output = OutputFormat
 @app.command()
 def apply(
     filename: FilesOption,
-    name: NameOption = lifecycle.DEFAULT_LAB,
+    name: NameOption = DEFAULT_LAB,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long to wait until all pods are ready.")
     ] = 30.0,
@@ -101,6 +105,8 @@ def apply(
     the node they name (spec.nodeName) or to the one with the fewest. Services without clusterIP or nodePort get one.
     Nothing is applied when any object is refused.
     """
+    from waggle.lab import applying
+
     done = applying.apply(name, filename, _progress(), timeout=timeout, grace=grace)
     show(output, [_applied(item) for item in done], lambda _: None)
     if any(item.problem for item in done):
@@ -110,16 +116,18 @@ def apply(
 @app.command()
 def delete(
     filename: FilesOption,
-    name: NameOption = lifecycle.DEFAULT_LAB,
+    name: NameOption = DEFAULT_LAB,
     grace: GraceOption = 2.0,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Delete the objects of manifests from a lab. What is not there is no error."""
+    from waggle.lab import applying
+
     done = applying.delete(name, filename, _progress(), grace=grace)
     show(output, [_applied(item) for item in done], lambda _: None)
 
 
-def _applied(item: applying.Applied) -> dict[str, str]:
+def _applied(item: Applied) -> dict[str, str]:
     return {
         "kind": item.kind,
         "namespace": item.key.namespace,
@@ -130,8 +138,10 @@ def _applied(item: applying.Applied) -> dict[str, str]:
 
 
 @app.command(name="status")
-def show_status(name: NameOption = lifecycle.DEFAULT_LAB, output: Output = OutputFormat.TABLE) -> None:
+def show_status(name: NameOption = DEFAULT_LAB, output: Output = OutputFormat.TABLE) -> None:
     """Show nodes and their agents, pods and Services. Exit status 3 when something is not well."""
+    from waggle.lab import lifecycle, status
+
     lab, record = lifecycle.find_lab(name)
     document = status.lab_status(lab, record)
     show(output, document, _status_tables)
@@ -179,7 +189,10 @@ def _status_tables(document: dict[str, Any]) -> None:
 
 
 def _shown(item: dict[str, Any]) -> str:
-    return entering.shown_name(ObjectKey(item["namespace"], item["name"]))
+    from waggle.lab.entering import shown_name
+    from waggle.model.objects import ObjectKey
+
+    return shown_name(ObjectKey(item["namespace"], item["name"]))
 
 
 def _port(port: dict[str, Any]) -> str:
@@ -194,13 +207,15 @@ def _port(port: dict[str, Any]) -> str:
 def execute(
     target: Annotated[str, typer.Argument(metavar="NODE|POD|client", help="Where: node1, web-1, other/web-1, client.")],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.")],
-    name: NameOption = lifecycle.DEFAULT_LAB,
+    name: NameOption = DEFAULT_LAB,
 ) -> None:
     """Run a command on a node, in a pod, or on the machine outside the cluster.
 
     It runs inside the network namespace, host name and cgroup of that place, so that Services work as they do for a
     pod's own processes. Files are those of this machine. Terminal, standard input and exit status are the command's.
     """
+    from waggle.lab import entering, lifecycle
+
     lab, record = lifecycle.find_lab(name)
     entering.become(lab, record, target, command)
 
@@ -211,35 +226,20 @@ def logs(
     container: Annotated[
         str | None, typer.Option("--container", "-c", help="Which container. Default: the first.")
     ] = None,
-    name: NameOption = lifecycle.DEFAULT_LAB,
+    name: NameOption = DEFAULT_LAB,
 ) -> None:
     """Print what a pod's container, or a node's agent, has written."""
-    path = _log_of(name, pod, container)
-    try:
-        sys.stdout.write(path.read_text(errors="replace"))
-    except OSError as error:
-        raise LabError(f"cannot read {path}: {error.strerror}") from error
+    from waggle.lab import entering, lifecycle
 
-
-def _log_of(name: str, target: str, container: str | None) -> Path:
     lab, record = lifecycle.find_lab(name)
-    node = lab.node_named(target, record.nodes)
-    if node is not None:
-        return node.log
-    namespace, _, pod_name = target.rpartition("/")
-    found = load_pods(lab, record.nodes).get(ObjectKey(namespace or "default", pod_name))
-    if found is None:
-        raise LabError(f"lab {name!r} has no node or pod {target!r}")
-    layout, pod_record = found
-    names = [str(item["name"]) for item in pod_record.document["spec"].get("containers", [])]
-    if container is not None and container not in names:
-        raise LabError(f"pod {target} has no container {container!r}, only {', '.join(names)}")
-    return layout.log(container or names[0])
+    sys.stdout.write(entering.log_of(lab, record, pod, container))
 
 
 @app.command(name="list")
 def list_labs(output: Output = OutputFormat.TABLE) -> None:
     """List the labs of this machine."""
+    from waggle.lab import lifecycle
+
     names = lifecycle.lab_names()
     show(output, names, lambda _: print("\n".join(names)) if names else None)
 
@@ -257,7 +257,9 @@ def demo(
 
     Exit status 1 when any request failed, or when Netfilter was involved.
     """
-    from waggle.lab import demo as demonstration  # only this command needs it
+    from rich.console import Console
+
+    from waggle.lab import demo as demonstration
 
     report = demonstration.run(name, examples, _progress(), nodes=nodes, requests=requests, keep=keep)
     show(output, report.document(), lambda _: report.show(Console()))

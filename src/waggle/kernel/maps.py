@@ -159,9 +159,8 @@ class Map:
             done = struct.unpack_from("=I", attr, 32)[0] if number != errno.EFAULT else 0
             if number != errno.ENOENT:
                 syscall.raise_errno(number, f"map {self.name}: delete {len(part)} entries")
-            # the batch stops at the first key that is not there: go on behind it
-            removed += done
-            todo = part[done + 1 :] + todo
+            # the batch stops at the first key that is not there; where one is missing many may be: one by one is linear
+            removed += done + sum(self.delete(key) for key in part[done + 1 :])
         return removed
 
     def dump(self) -> list[tuple[bytes, bytes]]:

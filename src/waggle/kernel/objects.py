@@ -98,6 +98,7 @@ class BpfObject:
         self._handle = handle
         self._maps = self._collect("map")
         self._programs = self._collect("program")
+        self._wanted = set(self._programs)
         self.programs: dict[str, Fd] = {}
         self.maps: dict[str, Map] = {}
 
@@ -134,6 +135,7 @@ class BpfObject:
 
     def autoload(self, wanted: set[str]) -> None:
         """Loads only the programs in `wanted`."""
+        self._wanted = wanted
         for name, program in self._programs.items():
             self._lib.bpf_program__set_autoload(program, name in wanted)
 
@@ -210,6 +212,7 @@ class BpfObject:
                 self._lib.bpf_map__reuse_fd(handle, taken[name].fd.number)
             elif not name.startswith(".") and "." not in name:
                 self._lib.bpf_map__set_max_entries(handle, sizes[name])
+        self.autoload(self._wanted)
         for name, program in self._programs.items():
             logs[name] = ctypes.create_string_buffer(_LOG_SIZE)
             self._lib.bpf_program__set_log_buf(program, logs[name], _LOG_SIZE)

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from waggle.errors import LabError
 from waggle.lab import namespaces, processes
 from waggle.lab.containers import search_path
-from waggle.lab.layout import CLIENT, LabLayout, Place
-from waggle.lab.record import LabRecord, load_pods
+from waggle.lab.layout import CLIENT, LabLayout, Place, PodLayout
+from waggle.lab.record import LabRecord, PodRecord, load_pods
 from waggle.model.objects import ObjectKey
 
 
@@ -29,6 +29,17 @@ def place_named(lab: LabLayout, record: LabRecord, name: str) -> tuple[Place, di
             "WAGGLE_API_SOCKET": str(node.socket),
             "WAGGLE_BPF_ROOT": str(node.bpf),
         }
+    pod, pod_record = pod_named(lab, record, name)
+    return pod.place, {
+        "POD_NAME": pod.key.name,
+        "POD_NAMESPACE": pod.key.namespace,
+        "POD_IP": pod_record.addresses[0] if pod_record.addresses else "",
+        "NODE_NAME": pod.node.name,
+    }
+
+
+def pod_named(lab: LabLayout, record: LabRecord, name: str) -> tuple[PodLayout, PodRecord]:
+    """Raises LabError for a name that is no pod's, with the nearest name that there is."""
     known = load_pods(lab, record.nodes)
     namespace, _, pod_name = name.rpartition("/")
     found = known.get(ObjectKey(namespace or "default", pod_name))
@@ -37,13 +48,24 @@ def place_named(lab: LabLayout, record: LabRecord, name: str) -> tuple[Place, di
         near = get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(names)}"
         raise LabError(f"lab {lab.name!r} has no node or pod {name!r}{hint}")
-    pod, pod_record = found
-    return pod.place, {
-        "POD_NAME": pod.key.name,
-        "POD_NAMESPACE": pod.key.namespace,
-        "POD_IP": pod_record.addresses[0] if pod_record.addresses else "",
-        "NODE_NAME": pod.node.name,
-    }
+    return found
+
+
+def log_of(lab: LabLayout, record: LabRecord, name: str, container: str | None) -> str:
+    """What a node's agent, or a pod's container (None: its first), has written so far. Raises LabError."""
+    node = lab.node_named(name, record.nodes)
+    if node is not None:
+        path = node.log
+    else:
+        pod, pod_record = pod_named(lab, record, name)
+        names = [str(item["name"]) for item in pod_record.document["spec"].get("containers", [])]
+        if container is not None and container not in names:
+            raise LabError(f"pod {name} has no container {container!r}, only {', '.join(names)}")
+        path = pod.log(container or names[0])
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise LabError(f"cannot read {path}: {error.strerror}") from error
 
 
 def shown_name(key: ObjectKey) -> str:

@@ -21,6 +21,8 @@ CLIENT = "client"
 #: The underlay: the switch and the gateway of the nodes.
 UNDERLAY = "net"
 MAX_NODES = 200
+DEFAULT_NODES = 2
+DEFAULT_LAB = "default"
 
 GATEWAY_V4, GATEWAY_V6 = "10.77.0.1", "fd00:77::1"
 PREFIX_V4, PREFIX_V6 = 24, 64

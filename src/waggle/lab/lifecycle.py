@@ -17,12 +17,9 @@ from pathlib import Path
 from waggle.errors import LabError, WaggleError
 from waggle.kernel.cgroup import cgroup2_mount
 from waggle.lab import agents, cni, namespaces, pods, processes, published, requirements, underlay
-from waggle.lab.layout import MAX_NODES, RUN_ROOT, STATE_ROOT, LabLayout, NodeLayout
+from waggle.lab.layout import DEFAULT_NODES, MAX_NODES, RUN_ROOT, STATE_ROOT, LabLayout, NodeLayout
 from waggle.lab.lock import Say, lab_lock
 from waggle.lab.record import LabRecord, load_lab, load_pods, save_lab, save_pod
-
-DEFAULT_NODES = 2
-DEFAULT_LAB = "default"
 
 
 def find_lab(name: str) -> tuple[LabLayout, LabRecord]:

@@ -46,8 +46,10 @@ def create_switch(lab: LabLayout) -> bool:
     created = namespaces.create_place(place)
     namespaces.write_sysctls(place.netns, _SYSCTLS)
     if "br0" not in _links(place):
-        # One batch, but not one transaction: `create_port` and this function both look at what exists first.
-        namespaces.ip_batch(place.netns, ["link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0"])
+        namespaces.ip_batch(
+            place.netns,
+            [f"link add br0 address {_mac(GATEWAY_V4)} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"],
+        )
     namespaces.ip_batch(
         place.netns,
         [
@@ -82,7 +84,7 @@ def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
     if place.name not in ports or "eth0" not in links:
         # Half a pair cannot be: a port without eth0 belongs to an eth0 that was moved or to a dying namespace.
         setup = [f"link delete {place.name}"] if place.name in ports else []
-        setup.append(f"link add {place.name} type veth peer name eth0 netns {place.netns.name}")
+        setup.append(f"link add {place.name} type veth peer name eth0 address {_mac(v4)} netns {place.netns.name}")
         namespaces.ip_batch(lab.underlay.netns, setup)
     namespaces.ip_batch(lab.underlay.netns, [f"link set {place.name} master br0 up"])
     namespaces.ip_batch(
@@ -96,6 +98,11 @@ def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
             f"route replace default via {GATEWAY_V6} dev eth0",
         ],
     )
+
+
+def _mac(address: str) -> str:
+    """A machine that is made again has the network card it had: its neighbours still know it."""
+    return "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
 
 
 def _links(place: Place) -> set[str]:

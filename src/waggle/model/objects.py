@@ -138,6 +138,7 @@ class Container(Struct, frozen=True):
     env: list[EnvVar] = []
     ports: list[ContainerPort] = []
     working_dir: str = ""
+    restart_policy: str = ""
 
 
 class PodSpec(Struct, frozen=True):

@@ -168,13 +168,17 @@ def pod_address(pod: Pod, family: Family) -> str | None:
 
 
 def target_port(pod: Pod, port: ServicePort) -> int | None:
-    """The number that a Service port has on a pod; None where a named port does not exist there."""
+    """The number that a Service port has on a pod; None where a named port does not exist there.
+
+    Init containers count only where they keep running (restartPolicy Always), as in Kubernetes' podutil.FindPort.
+    """
     target = port.target_port
     if target is None or target == 0 or target == "":
         return port.port
     if isinstance(target, int):
         return target
-    for container in (*pod.spec.containers, *pod.spec.init_containers):
+    sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
+    for container in (*pod.spec.containers, *sidecars):
         for offered in container.ports:
             if offered.name == target and offered.protocol == port.protocol:
                 return offered.container_port

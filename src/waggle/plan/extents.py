@@ -1,8 +1,8 @@
 """Extents of the backend array: who has which indices.
 
-A freed extent is not handed out again at once: a packet may have read the frontend's old value and be about to read
-the extent. `free` puts it aside, and `release` (called by the reconciler when the old values are long unreachable)
-makes it available.
+A freed extent is not handed out again at once: a frontend may still lead to it, or a packet may have read the
+frontend's old value and be about to read the extent. `free` puts it aside, `retire` says that no frontend leads there
+any more, and `release` (called by the reconciler when no packet can hold an old value) makes it available.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ class ExtentAllocator:
         self.capacity = capacity
         self._top = 0  # everything from here on was never handed out
         self._free: dict[int, list[int]] = {}  # size → offsets
-        self._quarantine: list[tuple[int, int]] = []
+        self._freed: list[tuple[int, int]] = []  # a frontend may still lead there
+        self._retired: list[tuple[int, list[tuple[int, int]]]] = []  # only packets on their way may: ticket → runs
+        self._ticket = 0
         self.used = 0
 
     def allocate(self, size: int) -> int:
@@ -36,21 +38,35 @@ class ExtentAllocator:
         return offset
 
     def free(self, offset: int, size: int) -> None:
-        """Gives a run back; it becomes available with the next `release`."""
+        """Gives a run back; it becomes available after `retire` and `release`."""
         if size:
-            self._quarantine.append((offset, size))
+            self._freed.append((offset, size))
 
-    def release(self) -> None:
-        """Makes everything freed so far available."""
-        for offset, size in self._quarantine:
+    def give_back(self, offset: int, size: int) -> None:
+        """Gives a run back that nothing ever led to: it is available at once."""
+        if size:
             self._free.setdefault(size, []).append(offset)
             self.used -= size
-        self._quarantine.clear()
+
+    def retire(self) -> int:
+        """No frontend leads to what was freed so far. Returns the ticket to `release` it with; 0 when it is nothing."""
+        if not self._freed:
+            return 0
+        self._ticket += 1
+        self._retired.append((self._ticket, self._freed))
+        self._freed = []
+        return self._ticket
+
+    def release(self, ticket: int | None = None) -> None:
+        """Makes what was retired with `ticket` or before available; everything retired without one."""
+        while self._retired and (ticket is None or self._retired[0][0] <= ticket):
+            for offset, size in self._retired.pop(0)[1]:
+                self.give_back(offset, size)
 
     @property
     def waiting(self) -> bool:
-        """Whether something was freed and not yet released."""
-        return bool(self._quarantine)
+        """Whether something was retired and not yet released."""
+        return bool(self._retired)
 
     def adopt(self, runs: set[tuple[int, int]]) -> None:
         """Starts from runs (offset, size) that are in use; they must not overlap and must fit."""

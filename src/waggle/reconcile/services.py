@@ -3,7 +3,8 @@
 Order of every flush: new extents of backends, then frontend values, then deletes, then (a moment later) old extents
 become free. A packet therefore sees the old set of a Service or the new one. After a restart the tables are read back
 (`adopt`): what is there and right is not written again, and nothing is removed before `complete` says that the plan
-knows everything.
+knows everything. A flush that fails half-way is done again, whole, by the next one. Services for which a table had no
+room are `starved`: apply them again when something was deleted or settled.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from waggle.model.objects import ObjectKey
 from waggle.plan.extents import ExtentAllocator
 from waggle.plan.services import ServiceRow
 
+#: stands for the backends of an adopted frontend whose extent makes no sense: equal to no set, and no record long
+_UNREADABLE = b"?"
+
 
 @dataclass(slots=True)
 class _Extent:
-    """Backends in the array, shared by `users` frontends."""
+    """Backends in the array, shared by `users` frontends. `seen`: a frontend in the map leads, or led, here."""
 
     offset: int
     backends: bytes
     revision: int
     users: int = 0
+    seen: bool = False
 
     @property
     def count(self) -> int:
@@ -36,11 +41,12 @@ class _Extent:
 
 @dataclass(slots=True)
 class Flush:
-    """What one flush wrote, for logs and metrics."""
+    """What one flush wrote, for logs and metrics. `ticket` is for `settle`; 0 when nothing waits for it."""
 
     backends: int = 0
     frontends: int = 0
     deletes: int = 0
+    ticket: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.backends or self.frontends or self.deletes)
@@ -68,26 +74,45 @@ class ServiceTables:
         self._pending = _Pending()
         self._revision = 0
         self.problems: dict[ObjectKey, str] = {}
+        self.starved: set[ObjectKey] = set()
 
     # -- restart ------------------------------------------------------------------------------------------------
 
     def adopt(self) -> int:
-        """Reads the tables back. Returns how many frontends were found."""
-        entries = self._services.dump()
+        """Reads the tables back. Returns how many frontends were found.
+
+        A frontend that leads outside the backend table (it was made smaller) or into another one's extent is kept in
+        mind as wrong: it is written again as soon as its Service is known.
+        """
+        entries = [(key, ServiceValue.unpack(raw)) for key, raw in self._services.dump()]
+        sound = self._sound_runs({(value.offset, value.count) for _, value in entries if value.count})
         by_run: dict[tuple[int, int], _Extent] = {}
-        for key, raw in entries:
-            value = ServiceValue.unpack(raw)
+        for key, value in entries:
             run = (value.offset, value.count) if value.count else (-1, value.revision)
             extent = by_run.get(run)
             if extent is None:
-                backends = self._backends.read_array(value.offset, value.count) if value.count else b""
-                extent = by_run[run] = _Extent(value.offset, backends, value.revision)
+                if not value.count or run in sound:
+                    backends = self._backends.read_array(value.offset, value.count)
+                    extent = _Extent(value.offset, backends, value.revision, seen=True)
+                else:
+                    extent = _Extent(0, _UNREADABLE, value.revision, seen=True)
+                by_run[run] = extent
             extent.users += 1
             self._frontends[key] = (extent, value.flags)
             self._revision = max(self._revision, value.revision)
         self._extents.adopt({(e.offset, e.count) for e in by_run.values()})
         self._unclaimed = set(self._frontends)
         return len(entries)
+
+    def _sound_runs(self, runs: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """The runs that lie in the backend table and do not reach into one before them."""
+        sound = set()
+        end = 0
+        for offset, count in sorted(runs):
+            if offset >= end and offset + count <= self._backends.info.max_entries:
+                sound.add((offset, count))
+                end = offset + count
+        return sound
 
     def complete(self) -> None:
         """The plan has seen every Service: adopted frontends that no Service claimed go with the next flush."""
@@ -103,6 +128,7 @@ class ServiceTables:
         Returns Services that waited for a frontend this one gave up: plan them again.
         """
         self.problems.pop(service, None)
+        self.starved.discard(service)
         waiting: set[ObjectKey] = set()
         kept = {key for row in rows for key in row.keys}
         for row in self._rows.get(service, ()):
@@ -123,7 +149,7 @@ class ServiceTables:
             try:
                 self._apply_row(service, row)
             except TableFull as error:
-                self.problems[service] = str(error)
+                self._starve(service, str(error))
         waiting.discard(service)
         return waiting
 
@@ -165,8 +191,8 @@ class ServiceTables:
         return None
 
     def _put(self, key: bytes, extent: _Extent, flags: int) -> None:
+        extent.users += 1  # before the release: the extent may be the one that the frontend has
         self._release(key)
-        extent.users += 1
         self._frontends[key] = (extent, flags)
         self._pending.frontends[key] = (extent, flags)
         self._pending.deletes.discard(key)
@@ -182,9 +208,15 @@ class ServiceTables:
             return False
         extent = current[0]
         extent.users -= 1
-        if not extent.users:
+        if not extent.users and extent.seen:
             self._extents.free(extent.offset, extent.count)
+        elif not extent.users:
+            self._extents.give_back(extent.offset, extent.count)
         return True
+
+    def _starve(self, service: ObjectKey, problem: str) -> None:
+        self.starved.add(service)
+        self.problems[service] = problem
 
     def _withdraw(self, key: bytes, service: ObjectKey) -> None:
         contenders = self._contenders.get(key)
@@ -196,19 +228,30 @@ class ServiceTables:
     # -- the kernel ---------------------------------------------------------------------------------------------
 
     def flush(self) -> Flush:
-        """Writes everything pending, in the order that keeps every packet right."""
-        pending, self._pending = self._pending, _Pending()
+        """Writes everything pending, in the order that keeps every packet right. All stays pending when it fails."""
+        pending = self._pending
         done = Flush()
         extents = [extent for extent in pending.extents if extent.users]
         if extents:
             keys = b"".join(struct.pack(f"={e.count}I", *range(e.offset, e.offset + e.count)) for e in extents)
             self._write_backends(keys, b"".join(e.backends for e in extents))
             done.backends = len(keys) // 4
-        if pending.frontends:
-            entries = [(key, _value(extent, flags)) for key, (extent, flags) in pending.frontends.items()]
-            done.frontends = self._write_frontends(entries)
+        refused = self._write_frontends(pending.frontends)
+        done.frontends = len(pending.frontends) - len(refused)
         if pending.deletes:
             done.deletes = self._services.delete_many(sorted(pending.deletes))
+        if refused and done.deletes:
+            again = self._write_frontends(refused)
+            done.frontends += len(refused) - len(again)
+            refused = again
+        for key in refused:
+            self._release(key)
+            owner = self._owner.get(key)
+            if owner is not None:
+                size = self._services.info.max_entries
+                self._starve(owner, f"frontend table is full ({size} entries): raise max-services")
+        self._pending = _Pending()
+        done.ticket = self._extents.retire()
         return done
 
     def _write_backends(self, keys: bytes, values: bytes) -> None:
@@ -219,28 +262,39 @@ class ServiceTables:
                 part, values[start * BACKEND_SIZE : (start + step) * BACKEND_SIZE], len(part) // 4
             )
 
-    def _write_frontends(self, entries: list[tuple[bytes, bytes]]) -> int:
+    def _write_frontends(self, frontends: dict[bytes, tuple[_Extent, int]]) -> dict[bytes, tuple[_Extent, int]]:
+        """Writes frontends; those for which there is no room are returned."""
+        entries = [(key, _value(extent, flags)) for key, (extent, flags) in frontends.items()]
+        refused: set[bytes] = set()
         try:
-            return self._services.update_many(entries)
+            self._services.update_many(entries)
         except TableFull:
-            pass  # find out below which ones fit
-        written = 0
-        for key, value in entries:
-            try:
-                self._services.update(key, value)
-                written += 1
-            except TableFull:
-                owner = self._owner.get(key)
-                if owner is not None:
-                    self.problems[owner] = (
-                        f"frontend table is full ({self._services.info.max_entries} entries): raise max-services"
-                    )
-                self._release(key)
-        return written
+            # part of the batch is written; which of the rest fit shows when each is written again
+            refused = {key for key, value in entries if not self._fits(key, value)}
+        finally:
+            # also when it failed otherwise: how far it came is unknown then
+            for key, (extent, _) in frontends.items():
+                extent.seen = extent.seen or key not in refused
+        return {key: frontends[key] for key in refused}
 
-    def settle(self) -> None:
-        """Old extents may be used again: call it when no packet can still hold an old frontend value."""
-        self._extents.release()
+    def _fits(self, key: bytes, value: bytes) -> bool:
+        try:
+            self._services.update(key, value)
+        except TableFull:
+            return False
+        return True
+
+    def settle(self, ticket: int | None = None) -> None:
+        """Old extents may be used again: call it when no packet can still hold an old frontend value.
+
+        With the ticket of a flush, only those that this flush and the ones before it replaced.
+        """
+        self._extents.release(ticket)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `flush` has something to do: after a flush that failed, all of it."""
+        return bool(self._pending.extents or self._pending.frontends or self._pending.deletes)
 
     @property
     def unsettled(self) -> bool:

@@ -15,7 +15,6 @@ Everything that blocks runs in worker threads; `handle`, `pods` and `problems` b
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
 import os
 import threading
@@ -81,8 +80,6 @@ class CniService:
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._running: set[asyncio.Task[tuple[int, bytes]]] = set()
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="cni")
-        #: (command, code of the answer, 0 for success) → how often.
-        self.answered: collections.Counter[tuple[str, int]] = collections.Counter()
 
     # -- what is recorded
 
@@ -162,11 +159,9 @@ class CniService:
             failure = _as_cni_error(error)
             command = environment.get("CNI_COMMAND", "?")
             known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "?"
-            self.answered[known, failure.code] += 1
             logger.warning("CNI %s failed with code %d: %s", known, failure.code, failure)
             version = version_asked(configuration)
             return _status_of(failure.code), encode_error(version, failure.code, str(failure), failure.details)
-        self.answered[request.command, 0] += 1
         milliseconds = (time.perf_counter() - began) * 1000
         logger.info("CNI %s %s %s: %.1f ms", request.command, request.container_id, request.ifname, milliseconds)
         return 200, answer

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from waggle.model.objects import EndpointSlice, Node, Object, ObjectKey, Pod, Service, kind_of
 
 
@@ -182,7 +184,7 @@ class Store:
 
 def _same(old: Object, new: Object) -> bool:
     """Equal in what the plan reads: a new resourceVersion alone is no change."""
-    version = new.metadata.resource_version
-    if version and version == old.metadata.resource_version:
-        return True
+    version = old.metadata.resource_version
+    if version != new.metadata.resource_version:
+        new = replace(new, metadata=replace(new.metadata, resource_version=version))
     return old == new
