@@ -162,7 +162,7 @@ def test_the_untouched_rest_is_merged_with_a_free_neighbour():
 def test_full_is_an_error_that_says_what_to_do_and_changes_nothing():
     extents = ExtentAllocator(4)
     extents.allocate(1)
-    with pytest.raises(TableFull, match="no run of 4 free records .size 4, 1 in use.: raise max-backends"):
+    with pytest.raises(TableFull, match=r"no run of 4 free records .size 4, 1 in use.: raise max-backends"):
         extents.allocate(4)
     assert extents.used == 1
     assert extents.allocate(3) == 1
