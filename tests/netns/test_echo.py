@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from waggle.lab.traffic import Probe, run
+from waggle.lab.traffic import GIVE_UP_AFTER, GIVEN_UP, Probe, run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -202,6 +203,16 @@ def test_every_failure_is_counted_with_its_reason(tcp: int) -> None:
     assert len(outcomes[0].latencies_us) == 3
 
 
+def test_a_way_that_is_broken_is_given_up(tcp: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        broken, fine = run(
+            [Probe("127.0.0.1", deaf.getsockname()[1], "udp", 1000, timeout=0.01), Probe("127.0.0.1", tcp, count=50)]
+        )
+    assert dict(broken.failed) == {"timeout": GIVE_UP_AFTER, GIVEN_UP: 1000 - GIVE_UP_AFTER}
+    assert fine.ok == 50
+
+
 def test_an_answer_from_another_address_is_a_failure() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked,
@@ -209,8 +220,6 @@ def test_an_answer_from_another_address_is_a_failure() -> None:
     ):
         asked.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.2", 0))
-
-        import threading
 
         def answer() -> None:
             for _ in range(2):

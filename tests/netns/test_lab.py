@@ -370,3 +370,70 @@ def test_unusable_names() -> None:
         )
         assert done.returncode == 1, name
         assert "cannot name a lab" in done.stderr
+
+
+# -- the demonstration ------------------------------------------------------------------------------------------------
+
+
+def test_demo_answers_every_request_and_leaves_nothing(tmp_path: Path) -> None:
+    lab = Lab(unique_name("e"))
+    try:
+        manifest = lab.manifest(tmp_path, service("web", type="NodePort"), echo_pod("web-1"), echo_pod("web-2"))
+        done = lab.run("demo", "--examples", str(manifest), "--requests", "5", "-o", "json")
+        report = json.loads(done.stdout)
+        assert report["passed"] and report["requests"]["failed"] == 0
+        ways = {(path["from"], path["protocol"], path["family"]) for path in report["paths"]}
+        assert len(ways) == 4 * 4  # a pod, two nodes, outside; two protocols in two families
+        assert all(path["ok"] == 5 for path in report["paths"])
+        assert all(set(entry["answers"]) == {"web-1", "web-2"} for entry in report["services"])
+        assert all(entry["serviceMedianMicroseconds"] > 0 for entry in report["latencies"])
+        assert {entry["namespace"] for entry in report["netfilter"]} >= {"node1", "node3", "client", "web-1"}
+        assert lab.leftovers() == []
+    finally:
+        lab.close()
+
+
+def test_demo_that_is_kept(tmp_path: Path) -> None:
+    lab = Lab(unique_name("p"))
+    try:
+        manifest = lab.manifest(tmp_path, service("web"), echo_pod("web-1"))
+        arguments = ("--examples", str(manifest), "--requests", "2", "--nodes", "1", "--keep")
+        assert f"waggle lab status --name {lab.name}" in lab.run("demo", *arguments).stdout
+        assert lab.run("status").returncode == 0
+    finally:
+        lab.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["agent ready", "sending traffic"])
+def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals, moment: str, tmp_path: Path) -> None:
+    lab = Lab(unique_name("i"))
+    try:
+        manifest = lab.manifest(tmp_path, service("web"), echo_pod("web-1"))
+        process = subprocess.Popen(
+            [*COMMAND, "demo", "--name", lab.name, "--examples", str(manifest), "--keep", "--requests", "2000"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        while moment not in (line := process.stderr.readline()):
+            assert line, "the demo has ended"
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert lab.leftovers() == []
+    finally:
+        lab.close()
+
+
+def test_demo_with_a_failure_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    lab = Lab(unique_name("f"))
+    try:
+        liar = pod("web-1", *ECHO, "--port", "9999", ports=[("TCP", 9999)])  # the Service leads to port 8080
+        manifest = lab.manifest(tmp_path, service("web"), liar)
+        done = lab.run("demo", "--examples", str(manifest), "--requests", "1", "--nodes", "1", check=False)
+        assert done.returncode == 1
+        assert "failed (" in done.stdout and "Connection refused" in " ".join(done.stdout.split())
+        assert lab.leftovers() == []
+    finally:
+        lab.close()

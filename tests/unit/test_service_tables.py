@@ -214,52 +214,8 @@ class Tables(RuleBasedStateMachine):
             assert self.tables.frontend_count == len(self.maps.services.dump())
 
 
-class CrampedTables(Tables):
-    """The same with maps that are soon full: who finds no room keeps what there was, is named, and heals."""
-
-    services_size = 4
-    backends_size = 9
-
-    def check_result(self) -> None:
-        now, goal, starved = self.maps.resolve(), self.goal(), self.starved_frontends()
-        assert {n: b for n, b in now.items() if n not in starved} == {
-            n: b for n, b in goal.items() if n not in starved
-        }
-        for key in self.tables.starved:
-            problem = self.tables.problems[key]
-            assert "raise max-services" in problem or "raise max-backends" in problem
-
-    @rule(data=st.data())
-    def heal(self, data) -> None:
-        """Once the others are gone, those that starved get what they want."""
-        self.flush()
-        starved = sorted(self.tables.starved)
-        if not starved:
-            return
-        kept = data.draw(st.sampled_from(starved))
-        for key in set(self.wanted) - {kept}:
-            self.plan(key, [])
-        self.complete()
-        self.flush()
-        self.settle()
-        rows = self.wanted[kept]
-        self.plan(kept, rows)
-        self.flush()
-        self.settle()  # its old set may have been in the way of the new one
-        self.plan(kept, rows)
-        self.flush()
-        keys = sum(len(one.keys) for one in rows)
-        old = sum(len(set_) for set_ in self.maps.resolve().values())
-        if keys <= self.services_size and old + sum(len(backends_of(one)) for one in rows) <= self.backends_size:
-            assert not self.tables.starved
-            assert not self.tables.problems
-            assert self.maps.resolve() == self.goal()
-
-
-for machine in (Tables, CrampedTables):
-    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Tables.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestTables = Tables.TestCase
-TestCrampedTables = CrampedTables.TestCase
 
 
 # -- examples -------------------------------------------------------------------------------------------------------

@@ -59,9 +59,9 @@ class ServiceAllocator:
         raise LabError(f"no {family} cluster address is left in {candidates}")
 
     def _node_ports(self, ports: list[Document], before: list[Document]) -> list[Document]:
-        kept = {_port_id(port): port.get("nodePort") for port in before}
+        kept = {_port_id(port): port["nodePort"] for port in before if port.get("nodePort")}
         taken = {number for service in self._known.values() for number in _node_port_numbers(service)}
-        taken |= {port["nodePort"] for port in ports if port.get("nodePort")}
+        taken |= {number for port in ports if (number := port.get("nodePort") or kept.get(_port_id(port)))}
         result = []
         for port in ports:
             number = port.get("nodePort") or kept.get(_port_id(port)) or _first_free(NODE_PORTS, taken)

@@ -18,6 +18,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+#: A way that is broken is not waited for hundreds of times. The requests not sent count as failed.
+GIVE_UP_AFTER = 8
+GIVEN_UP = f"not asked after {GIVE_UP_AFTER} failures in a row"
 _REQUEST = b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
 
 
@@ -65,9 +68,13 @@ def outcome_from(document: dict[str, Any]) -> Outcome:
 def run(probes: list[Probe]) -> list[Outcome]:
     """Runs all probes interleaved, one request of each in turn: what disturbs the machine disturbs all alike."""
     outcomes = [Outcome() for _ in probes]
+    failures_in_a_row = [0] * len(probes)
     for turn in range(max((probe.count for probe in probes), default=0)):
-        for probe, outcome in zip(probes, outcomes, strict=True):
+        for index, (probe, outcome) in enumerate(zip(probes, outcomes, strict=True)):
             if turn >= probe.count:
+                continue
+            if failures_in_a_row[index] >= GIVE_UP_AFTER:
+                outcome.failed[GIVEN_UP] += 1
                 continue
             begin = time.perf_counter_ns()
             try:
@@ -76,7 +83,9 @@ def run(probes: list[Probe]) -> list[Outcome]:
                 name = str(json.loads(answer)["name"])
             except (OSError, ValueError, KeyError) as error:
                 outcome.failed[_reason(error)] += 1
+                failures_in_a_row[index] += 1
                 continue
+            failures_in_a_row[index] = 0
             outcome.answers[name] += 1
             outcome.latencies_us.append(taken / 1000)
     return outcomes
