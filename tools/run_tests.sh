@@ -8,7 +8,7 @@ status=0
 echo "==> tests that need neither root nor BPF"
 .venv/bin/python -m pytest -q -n 2 tests/unit "$@" || status=1
 if [ "$(id -u)" != 0 ]; then
-	echo "==> left out, because they need root: tests/bpf (programs and packets), tests/netns (namespaces, agents, lab), tests/scale"
+	echo "==> left out, because they need root: tests/bpf (programs and packets), tests/netns (namespaces, agents, lab)"
 	echo "    run them with: sudo make test"
 	exit $status
 fi
@@ -16,5 +16,5 @@ if ! grep -qs ' /sys/fs/bpf bpf ' /proc/mounts; then
 	mount -t bpf bpf /sys/fs/bpf || { echo "waggle: no bpffs at /sys/fs/bpf and it cannot be mounted" >&2; exit 1; }
 fi
 echo "==> tests with packets, namespaces, agents and the lab"
-.venv/bin/python -m pytest -q tests/bpf tests/netns tests/scale "$@" || status=1
+.venv/bin/python -m pytest -q tests/bpf tests/netns "$@" || status=1
 exit $status
