@@ -5,7 +5,14 @@
  */
 #include <linux/bpf.h>
 #include "waggle/forward.h"
+#include "waggle/health_maps.h"
 #include "waggle/nat.h"
+#include "waggle/netns.h"
+#include "waggle/service.h"
+#include "waggle/sweep.h"
+#include "waggle/translate.h"
+#include "waggle/uplink.h"
+#include "waggle/vip.h"
 
 struct wag_abi {
 	struct wag_event event;
@@ -15,6 +22,12 @@ struct wag_abi {
 	enum wag_reason reason;
 	enum wag_hook hook;
 	enum wag_endpoint_flag endpoint_flag;
+	enum wag_netns_id netns_id;
 	enum wag_service_flag service_flag;
+	enum wag_scope scope;
 	enum wag_nat_flag nat_flag;
+	struct wag_maglev_backend maglev_backend;
+	struct wag_maglev_request maglev_request;
+	enum wag_vip_flag vip_flag;
+	enum wag_service_range_flag service_range_flag;
 } wag_abi;

@@ -5,77 +5,89 @@
  * backends.
  */
 #include <linux/bpf.h>
+#include "waggle/dsr.h"
+#include "waggle/echo.h"
 #include "waggle/forward.h"
+#include "waggle/icmp.h"
+#include "waggle/masquerade.h"
 #include "waggle/nat.h"
+#include "waggle/reject.h"
+#include "waggle/translate.h"
 
-WAG_INLINE enum wag_verdict wag_from_wire(struct __sk_buff *skb, struct wag_packet *packet)
+WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_endpoint *to = wag_endpoint_find(&packet->tuple.dst);
 	struct wag_service *service;
-	int result;
+	int verdict;
 
-	if (to && to->nat_used && packet->has_ports) {
-		struct wag_nat *nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
-
-		if (nat && !(nat->flags & WAG_NAT_FORWARD)) {
-			if (wag_nat_pass(skb, packet) < 0)
-				return wag_drop(packet, WAG_REASON_REWRITE);
-			return wag_deliver(skb, packet);
-		}
+	if (packet->is_icmp) {
+		verdict = wag_icmp_pass(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
+	}
+	if (to && wag_is_tunnelled(packet)) {
+		verdict = wag_tunnel_receive(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
+	}
+	if (to && to->nat_used && packet->has_flow && wag_nat_reply(packet)) {
+		verdict = wag_nat_pass(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD)) {
-		if (to->nat_used && packet->has_ports && wag_nat_pass(skb, packet) < 0)
-			return wag_drop(packet, WAG_REASON_REWRITE);
-		return wag_to_pod(skb, packet, to);
+		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
+		if (verdict != WAG_NEXT)
+			return verdict;
+		if (wag_comes_from_outside(packet))
+			wag_masquerade_spare(ctx, packet, to);
+		return wag_to_pod(ctx, packet, &packet->tuple, to);
 	}
 	if (!packet->has_ports)
-		return WAG_PASS;
-	if (to)
-		service = wag_service_find_nodeport(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
-	else
-		service = wag_service_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
-	if (!service) {
-		/* the Service is gone, its established flows are not */
-		if (to && to->nat_used && wag_nat_pass(skb, packet) > 0)
-			return wag_deliver(skb, packet);
-		return WAG_PASS;
+		return to ? WAG_PASS : wag_beside_frontends(ctx, packet);
+	service = wag_frontend_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto, to);
+	if (service) {
+		service = wag_service_external(service, &packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
+		return wag_service_translate(ctx, packet, service);
 	}
-	result = wag_service_translate(skb, packet, service, 1);
-	if (result)
-		return wag_drop(packet, result);
-	return wag_deliver(skb, packet);
+	/* the Service is gone, its established flows are not */
+	verdict = (to ? to->nat_used : wag_is_established(packet)) ? wag_nat_pass(ctx, packet) : WAG_NEXT;
+	if (verdict != WAG_NEXT)
+		return verdict;
+	return to ? WAG_PASS : wag_beside_frontends(ctx, packet);
 }
 
 SEC("tc")
 int wag_node_ingress(struct __sk_buff *skb)
 {
-	struct wag_packet packet;
+	struct wag_packet packet = {};
 	enum wag_verdict verdict;
 
-	switch (wag_parse(skb, &packet, WAG_HOOK_NODE_INGRESS)) {
-	case WAG_PARSE_OK:
-		verdict = wag_from_wire(skb, &packet);
-		break;
-	case WAG_PARSE_BAD:
-		verdict = wag_drop(&packet, WAG_REASON_MALFORMED);
-		break;
-	default:
-		verdict = WAG_PASS;
-	}
-	return wag_finish(skb, &packet, verdict);
+	/* seen only because the interface is promiscuous: another machine's to handle */
+	if (skb->pkt_type == WAG_PACKET_OTHERHOST)
+		return wag_finish(skb, &packet, WAG_PASS);
+	/* what is malformed is for the stack to judge: only what is understood is taken from it */
+	verdict = wag_parse(skb, &packet, WAG_HOOK_NODE_INGRESS) == WAG_PARSE_OK ? wag_from_wire(skb, &packet) : WAG_PASS;
+	return verdict == WAG_REJECT ? wag_reject(skb, &packet) : wag_finish(skb, &packet, verdict);
 }
 
 SEC("tc")
 int wag_node_egress(struct __sk_buff *skb)
 {
-	struct wag_packet packet;
+	struct wag_packet packet = {};
 	struct wag_endpoint *from;
 	enum wag_verdict verdict = WAG_PASS;
 
-	if (wag_parse(skb, &packet, WAG_HOOK_NODE_EGRESS) == WAG_PARSE_OK && packet.has_ports) {
+	if (wag_parse(skb, &packet, WAG_HOOK_NODE_EGRESS) == WAG_PARSE_OK) {
 		from = wag_endpoint_find(&packet.tuple.src);
-		if (wag_endpoint_is(from, WAG_ENDPOINT_NODE) && from->nat_used && wag_nat_pass(skb, &packet) < 0)
-			verdict = wag_drop(&packet, WAG_REASON_REWRITE);
+		if (wag_endpoint_is(from, WAG_ENDPOINT_NODE)) {
+			verdict = from->nat_used ? wag_turn_back(skb, &packet) : WAG_NEXT;
+			/* what no socket hook could refuse or answer: ping, connected UDP */
+			if (verdict == WAG_NEXT && skb->mark != WAG_MARK)
+				verdict = wag_beside_frontends(skb, &packet);
+			if (verdict == WAG_REJECT && packet.answer == WAG_ANSWER_UNREACHABLE)
+				return wag_reject(skb, &packet);
+		}
 	}
 	return wag_finish(skb, &packet, verdict);
 }

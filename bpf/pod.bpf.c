@@ -1,67 +1,80 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * The two programs on a pod's host-side interface. wag_pod_egress sees what the pod sends: it load-balances what the
- * socket did not translate, turns replies of translated flows back, and delivers. wag_pod_ingress sees what the host
+ * socket did not translate, turns replies of translated flows back, masquerades, and delivers. wag_pod_ingress sees what the host
  * stack sends to the pod and only has replies to turn back.
  */
 #include <linux/bpf.h>
+#include "waggle/echo.h"
 #include "waggle/forward.h"
+#include "waggle/icmp.h"
+#include "waggle/masquerade.h"
 #include "waggle/nat.h"
+#include "waggle/reject.h"
+#include "waggle/translate.h"
 
-/* Replies first, since a reply's destination may look like a NodePort; then Services. */
-WAG_INLINE enum wag_verdict wag_from_pod(struct __sk_buff *skb, struct wag_packet *packet)
+/*
+ * No frontend takes the packet, and no local pod: it is the node's own; or for a Service's address all the same; or it
+ * leaves, masqueraded where it leaves the cluster. `from`: who sends it, NULL where it belongs to no flow.
+ */
+WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet *packet, const struct wag_endpoint *to,
+						const struct wag_endpoint *from)
+{
+	int verdict;
+
+	if (to)
+		return WAG_PASS;
+	verdict = wag_beside_frontends(ctx, packet);
+	if (verdict != WAG_NEXT)
+		return verdict;
+	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && wag_leaves_cluster(packet))
+		return wag_masquerade_begin(ctx, packet);
+	return wag_to_wire(ctx, packet, &packet->tuple, 0);
+}
+
+/* Replies first, since a reply's destination may look like a NodePort; then Services; then what leaves the cluster. */
+WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_endpoint *to = wag_endpoint_find(&packet->tuple.dst);
 	struct wag_service *service;
 	struct wag_endpoint *from;
-	int result;
+	int verdict;
 
+	if (packet->is_icmp) {
+		verdict = wag_icmp_pass(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
+	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD)) {
-		if (!to->nat_used || !packet->has_ports)
-			return wag_to_pod(skb, packet, to);
-		result = wag_nat_pass(skb, packet);
-		if (result < 0)
-			return wag_drop(packet, WAG_REASON_REWRITE);
-		return wag_deliver(skb, packet);
+		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
+		return verdict == WAG_NEXT ? wag_to_pod(ctx, packet, &packet->tuple, to) : verdict;
 	}
-	if (!packet->has_ports) {
-		if (packet->later_fragment && wag_service_has_protocol(packet->tuple.proto) && !to)
-			return wag_to_wire(skb, packet);
-		return to ? WAG_PASS : wag_to_wire(skb, packet);
-	}
+	if (!packet->has_flow)
+		return wag_beyond_services(ctx, packet, to, NULL);
 	from = wag_endpoint_find(&packet->tuple.src);
-	if ((to && to->nat_used) || (from && from->nat_used)) {
-		struct wag_nat *nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
-
-		if (nat && !(nat->flags & WAG_NAT_FORWARD)) {
-			if (wag_nat_pass(skb, packet) < 0)
-				return wag_drop(packet, WAG_REASON_REWRITE);
-			return wag_deliver(skb, packet);
-		}
+	if (((to && to->nat_used) || (from && from->nat_used)) && wag_nat_reply(packet)) {
+		verdict = wag_nat_pass(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
 	}
-	if (to)
-		service = wag_service_find_nodeport(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
-	else
-		service = wag_service_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
-	if (service) {
-		result = wag_service_translate(skb, packet, service, 0);
-		if (result)
-			return wag_drop(packet, result);
-		return wag_deliver(skb, packet);
-	}
+	service = packet->has_ports
+			  ? wag_frontend_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto, to)
+			  : NULL;
+	if (service)
+		return wag_service_translate(ctx, packet, service);
 	if (from && from->nat_used) {
-		/* the Service is gone, its established flows are not */
-		if (wag_nat_pass(skb, packet) < 0)
-			return wag_drop(packet, WAG_REASON_REWRITE);
-		return wag_deliver(skb, packet);
+		/* a flow that has left the cluster; or its Service is gone, but not the flow */
+		verdict = wag_nat_pass(ctx, packet);
+		if (verdict != WAG_NEXT)
+			return verdict;
 	}
-	return to ? WAG_PASS : wag_to_wire(skb, packet);
+	return wag_beyond_services(ctx, packet, to, from);
 }
 
 SEC("tc")
 int wag_pod_egress(struct __sk_buff *skb)
 {
-	struct wag_packet packet;
+	struct wag_packet packet = {};
 	enum wag_verdict verdict;
 
 	switch (wag_parse(skb, &packet, WAG_HOOK_POD_EGRESS)) {
@@ -74,21 +87,21 @@ int wag_pod_egress(struct __sk_buff *skb)
 	default:
 		verdict = WAG_PASS;
 	}
-	return wag_finish(skb, &packet, verdict);
+	return verdict == WAG_REJECT ? wag_reject(skb, &packet) : wag_finish(skb, &packet, verdict);
 }
 
 SEC("tc")
 int wag_pod_ingress(struct __sk_buff *skb)
 {
-	struct wag_packet packet;
+	struct wag_packet packet = {};
 	struct wag_endpoint *to;
 	enum wag_verdict verdict = WAG_PASS;
 
 	switch (wag_parse(skb, &packet, WAG_HOOK_POD_INGRESS)) {
 	case WAG_PARSE_OK:
 		to = wag_endpoint_find(&packet.tuple.dst);
-		if (to && to->nat_used && packet.has_ports && wag_nat_pass(skb, &packet) < 0)
-			verdict = wag_drop(&packet, WAG_REASON_REWRITE);
+		if (to && to->nat_used)
+			verdict = wag_turn_back(skb, &packet);
 		break;
 	case WAG_PARSE_BAD:
 		verdict = wag_drop(&packet, WAG_REASON_MALFORMED);

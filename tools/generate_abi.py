@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "src/waggle/abi/_generated.py"
-OBJECTS = ("socket", "pod", "node")
+OBJECTS = ("socket", "pod", "node", "xdp", "sweep")
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
@@ -31,6 +31,7 @@ class Type:
     members: list[tuple[str, int, int]] = field(default_factory=list)  # (name, type id or value, bit offset)
     element: int = 0
     count: int = 0
+    signed: bool = False
 
 
 class Elf:
@@ -82,7 +83,10 @@ class Btf:
             at += 12
             kind, count, flag = info >> 24 & 0x1F, info & 0xFFFF, info >> 31
             item = Type(kind, self._text(strings, name_off), size)
-            if kind in (INT, VAR):
+            if kind == INT:
+                item.signed = bool(struct.unpack_from("<I", raw, at)[0] >> 24 & 1)  # BTF_INT_SIGNED
+                at += 4
+            elif kind == VAR:
                 at += 4
             elif kind == ARRAY:
                 item.element, _, item.count = struct.unpack_from("<III", raw, at)
@@ -161,16 +165,20 @@ class Writer:
         item, names = self.btf.resolve(number)
         if item.kind == STRUCT and item.name == "wag_addr":
             return Field(name, "bytes", "16s", f"self.{name}", "{0}")
+        if item.kind == STRUCT and item.name.startswith("bpf_"):  # the kernel's own, such as a timer
+            return Field(name, "bytes", f"{item.size_or_type}s", f"self.{name}", "{0}")
         if item.kind == STRUCT:
             inner = self.struct(item)
             layout, slots = self.formats[inner]
             return Field(name, inner, layout, f"*self.{name}.values()", inner + ".of({})", slots)
         if item.kind == ARRAY:
             element, _ = self.btf.resolve(item.element)
-            if element.size_or_type != 1:
-                raise SystemExit(f"{name}: only byte arrays are supported")
-            return Field(name, "bytes", f"{item.count}s", f"self.{name}", "{0}")
+            if element.kind != INT:
+                raise SystemExit(f"{name}: only arrays of numbers are supported, which are bytes in Python")
+            return Field(name, "bytes", f"{item.count * element.size_or_type}s", f"self.{name}", "{0}")
         code = {1: "B", 2: "H", 4: "I", 8: "Q"}[item.size_or_type]
+        if item.signed:
+            code = code.lower()
         if "__be16" in names:
             return Field(name, "int", code, f"_swap16(self.{name})", "_swap16({0})")
         if any(n.startswith("__be") for n in names):

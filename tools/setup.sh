@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what waggle needs on Debian: packages, a virtual environment, the BPF objects and the CNI plugin.
-# Usage: tools/setup.sh install|test. Does only what is missing; says what it does; says plainly what it cannot do.
+# Installs what waggle needs on Debian: packages, a virtual environment, the BPF objects and two static programs.
+# Usage: tools/setup.sh install|demo|test. Does only what is missing; says what it does; says plainly what it cannot do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,9 +14,11 @@ declare -A needed=(
 	[/usr/include/bpf/bpf_helpers.h]=libbpf-dev [/usr/include/linux/bpf.h]=linux-libc-dev
 	[/usr/include/stdio.h]=libc6-dev
 )
-if [ "$goal" = test ]; then
-	needed+=([nft]=nftables [conntrack]=conntrack [ping]=iputils-ping)
-fi
+# what proves that Netfilter had no part in it
+if [ "$goal" != install ]; then needed+=([nft]=nftables); fi
+if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [ethtool]=ethtool); fi
+# the rules of kube-proxy that the benchmark compares with
+if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 
 missing=()
 for proof in "${!needed[@]}"; do
@@ -57,15 +59,17 @@ if [ ! -x .venv/bin/python ]; then
 	"$python" -m venv .venv
 fi
 
-wanted=".venv/.waggle-$goal-$(sha256sum pyproject.toml | cut -c1-16)"
+what=.
+if [ "$goal" = test ]; then what='.[dev]'; fi
+wanted=".venv/.waggle-${what//[^a-z]/}-$(sha256sum pyproject.toml | cut -c1-16)"
 if [ ! -e "$wanted" ]; then
-	if [ "$goal" = test ]; then what='.[dev]'; else what='.'; fi
 	say "installing the Python package and what it depends on"
 	.venv/bin/python -m pip install -q --disable-pip-version-check -e "$what" 2> >(grep -v '^WARNING: Location' >&2)
 	touch "$wanted"
 fi
 
-say "building the BPF objects and the CNI plugin"
+say "building the BPF objects, the CNI plugin and waggle-health"
 make --no-print-directory -C bpf
 make --no-print-directory -C cni
+make --no-print-directory -C health
 say "ready: .venv/bin/waggle"

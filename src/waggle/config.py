@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import socket
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,20 @@ def _setting(default: Any, help_text: str) -> Any:
     if isinstance(default, (list, dict)):
         raise TypeError("use tuples for defaults")
     return field(default=default, metadata={"help": help_text})
+
+
+#: RFC 1918, 3927, 6598, 4193, 4291.
+PRIVATE_NETWORKS = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "fc00::/7",
+    "fe80::/10",
+)
+XDP_MODES = ("none", "native", "generic")
+MAX_NON_MASQUERADE = 16  # WAG_NETWORKS in bpf/include/waggle/config.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,56 +64,133 @@ class AgentConfig:
     devices: tuple[str, ...] = _setting(
         (), "Uplink interfaces: NodePorts are served there. Default: those that carry a default route or the node IP."
     )
+    nodeport_addresses: tuple[str, ...] = _setting(
+        (),
+        "Addresses of this node that serve NodePorts and health ports: networks, or 'primary' for the node IPs. "
+        "Default: all; loopback addresses for processes of the node.",
+    )
+    service_cidr: tuple[str, ...] = _setting(
+        (),
+        "Ranges that cluster addresses come from: traffic to an address there that no Service has is dropped; 'none' "
+        "where another proxy serves part of them. Default: the ServiceCIDR objects.",
+    )
+    masquerade: bool = _setting(True, "What pods send out of the cluster gets this node's address as its source.")
+    non_masquerade: tuple[str, ...] = _setting(
+        PRIVATE_NETWORKS,
+        "Networks that know a way to pods: nothing sent there is masqueraded, nor are pods that are in none of them. "
+        "Default: private and link-local networks.",
+    )
+    balancing: str = _setting(
+        "random",
+        "How flows of packets choose their backend: random, or maglev (by a hash, the same on every node). A Service "
+        "may say otherwise: annotation waggle.dev/balancing.",
+    )
+    forwarding: str = _setting(
+        "snat",
+        "How packets from outside reach backends on other nodes: snat (answers come back through this node) or dsr "
+        "(the backend's node answers the client; takes Node objects with addresses). A Service may say otherwise: "
+        "annotation waggle.dev/forwarding.",
+    )
+    xdp: str = _setting(
+        "none",
+        "XDP on uplinks, for packets that go to other nodes: none, native (in the driver; attaching may reset its "
+        "link) or generic (for tests: no faster than tc).",
+    )
     cgroup_root: Path | None = _setting(None, "cgroup2 directory whose sockets are load-balanced. Default: the mount.")
     bpf_root: Path = _setting(Path("/sys/fs/bpf/waggle"), "Directory on bpffs for pinned maps and links.")
     state_dir: Path = _setting(Path("/var/lib/waggle"), "Directory for address reservations, kept over reboots.")
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
-    metrics_address: str = _setting("127.0.0.1:9970", "HOST:PORT for /metrics and /healthz; empty turns it off.")
+    metrics_address: str = _setting(
+        "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."
+    )
     events: bool = _setting(True, "Emit flow events (Service translations) from the data path.")
     max_services: int = _setting(131072, "Size of the frontend table (one entry per address, port and protocol).")
-    max_backends: int = _setting(524288, "Size of the backend table (one entry per endpoint and Service port).")
-    max_nat: int = _setting(131072, "Size of the NAT table (two entries per translated flow).")
+    max_backends: int = _setting(393216, "Size of the backend table (one entry per endpoint and Service port).")
+    max_nat: int = _setting(
+        0,
+        "Size of the NAT table (two entries per translated flow); it takes memory as flows come. Default, 0: one entry "
+        "for every 64 KiB of the machine's memory.",
+    )
+    nat_tcp_timeout: int = _setting(21600, "Seconds that a translated TCP or SCTP connection lives without a packet.")
+    nat_udp_timeout: int = _setting(180, "Seconds that a translated UDP flow lives without a packet.")
+    drift_check: int = _setting(
+        60, "Seconds between two checks that the maps hold what they should; what does not is repaired. 0: no checks."
+    )
     log_level: str = _setting("info", "debug, info, warning or error.")
 
     def validated(self) -> AgentConfig:
         """This configuration with names filled in and values checked. Raises ConfigError naming the setting."""
-        node_name = self.node_name or socket.gethostname()
-        if len(node_name) > 253 or not all(c.isalnum() or c in "-." for c in node_name):
+        node_name = self.node_name or socket.gethostname().lower()  # as kubelet names its node
+        if len(node_name) > 253 or not all((c.isascii() and c.isalnum()) or c in "-." for c in node_name):
             raise ConfigError(f"node-name: {node_name!r} is not a valid node name")
-        for cidr in self.pod_cidr:
-            try:
-                ipaddress.ip_network(cidr)
-            except ValueError as error:
-                raise ConfigError(f"pod-cidr: {error}") from error
-        for address in self.node_ip:
-            try:
-                ipaddress.ip_address(address)
-            except ValueError as error:
-                raise ConfigError(f"node-ip: {error}") from error
-        _one_per_family("pod-cidr", self.pod_cidr)
-        _one_per_family("node-ip", self.node_ip)
+        pod_cidr = _canonical("pod-cidr", self.pod_cidr, ipaddress.ip_network)
+        node_ip = _canonical("node-ip", self.node_ip, ipaddress.ip_address)
+        non_masquerade = _canonical("non-masquerade", self.non_masquerade, ipaddress.ip_network, many=True)
+        if len(non_masquerade) > MAX_NON_MASQUERADE:
+            raise ConfigError(f"non-masquerade: at most {MAX_NON_MASQUERADE} networks, not {len(non_masquerade)}")
+        _check_networks("nodeport-addresses", self.nodeport_addresses, alone="primary")
+        _check_networks("service-cidr", self.service_cidr, alone="none")
         if self.metrics_address:
             split_host_port(self.metrics_address)
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log-level: {self.log_level!r} is not one of debug, info, warning, error")
+        if self.drift_check < 0:
+            raise ConfigError("drift-check: must not be negative")
+        for name, known in (("balancing", ("random", "maglev")), ("forwarding", ("snat", "dsr")), ("xdp", XDP_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        for name in ("nat_tcp_timeout", "nat_udp_timeout"):
+            if not 1 <= getattr(self, name) <= 1 << 24:
+                raise ConfigError(f"{name.replace('_', '-')}: must lie between 1 and {1 << 24} seconds")
         for name in ("max_services", "max_backends", "max_nat"):
-            if not 16 <= getattr(self, name) <= 1 << 24:
+            if not 16 <= getattr(self, name) <= 1 << 24 and (name, self.max_nat) != ("max_nat", 0):
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 16 and {1 << 24}")
-        return dataclasses.replace(self, node_name=node_name)
+        return dataclasses.replace(
+            self, node_name=node_name, pod_cidr=pod_cidr, node_ip=node_ip, non_masquerade=non_masquerade
+        )
+
+
+def _check_networks(name: str, values: tuple[str, ...], alone: str) -> None:
+    """Networks, or the one word `alone`."""
+    if values == (alone,):
+        return
+    for value in values:
+        try:
+            ipaddress.ip_network(value)
+        except ValueError as error:
+            hint = f"; {alone!r} stands alone" if value == alone else ""
+            raise ConfigError(f"{name}: {error}{hint}") from error
 
 
 def split_host_port(text: str) -> tuple[str, int]:
     """("127.0.0.1", 9970) from "127.0.0.1:9970" or "[::1]:9970"; the host may be empty for all addresses."""
     host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    if (
+        not colon
+        or not (port.isascii() and port.isdigit())
+        or int(port) > 65535
+        or any(c in bare for c in "[]")
+        or (":" in bare) is not bracketed  # ::1 alone would be the port 1 of nothing
+    ):
         raise ConfigError(f"metrics-address: {text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+    return bare, int(port)
 
 
-def _one_per_family(name: str, values: tuple[str, ...]) -> None:
-    families = [ipaddress.ip_interface(value).version for value in values]
-    if len(set(families)) != len(families):
+def _canonical(
+    name: str, values: tuple[str, ...], parse: Callable[[str], Any], *, many: bool = False
+) -> tuple[str, ...]:
+    try:
+        parsed = [parse(value) for value in values]
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    for value in values:
+        if "%" in value:
+            raise ConfigError(f"{name}: {value!r} has a scope, which means nothing on other nodes")
+    if not many and len({item.version for item in parsed}) != len(parsed):
         raise ConfigError(f"{name}: more than one value of the same address family: {', '.join(values)}")
+    return tuple(str(item) for item in parsed)
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any]) -> AgentConfig:
@@ -116,19 +207,42 @@ def _read_file(file: Path) -> dict[str, Any]:
         document = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigError(f"config: cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {file} is not valid YAML: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"config: {file} is not valid YAML: {line}{error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a date that there is not
+        raise ConfigError(f"config: {file} is not valid YAML: {' '.join(str(error).split())}") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"config: {file} must hold a mapping of settings")
+    return _by_field(document, f"config: {file}")
+
+
+def _by_field(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Settings by the names of their fields."""
     known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(AgentConfig)}
     for key in document:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"config: {file}: unknown setting {key!r}{hint}")
+            raise ConfigError(f"{where}: unknown setting {key!r}{hint}")
     return {known[key]: value for key, value in document.items()}
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """Settings as a configuration file has them, from "forwarding=dsr" and the like. Raises ConfigError."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r} is not SETTING=VALUE")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: {value!r} is not valid YAML") from error
+    load_config(None, _by_field(found, "settings"))
+    return found
 
 
 def _coerce(name: str, value: Any) -> Any:
@@ -139,7 +253,9 @@ def _coerce(name: str, value: Any) -> Any:
             return None
         if not isinstance(value, (str, Path)) or not str(value):
             raise ConfigError(f"{label}: must be a path, not {value!r}")
-        return Path(value) if str(value) == "in-cluster" else Path(value).absolute()
+        if name == "kubeconfig" and str(value) == "in-cluster":
+            return Path(value)
+        return Path(value).absolute()
     if kind == tuple[str, ...]:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):

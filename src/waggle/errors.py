@@ -11,6 +11,7 @@
     ├── ApiError             the Kubernetes API or the agent's socket answered with an error
     │   └── ApiUnreachable   nobody answered at all
     ├── AlreadyRunning       another agent owns this node
+    ├── NotReady             the agent does not know yet what it is asked about
     ├── CniError             a CNI request failed; carries the spec's code
     └── LabError             the lab could not do what was asked
 
@@ -90,6 +91,10 @@ class ApiUnreachable(ApiError):
 
 class AlreadyRunning(WaggleError):
     """Another agent owns this node."""
+
+
+class NotReady(WaggleError):
+    """The agent does not know yet what it is asked about: its sources have not given their first full view."""
 
 
 class CniError(WaggleError):

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+
+from waggle.testing.machine import NODE4, NODE6
+
+#: Addresses by IP version. A and B are pods of the node, see `node` in conftest.
+A = {4: "10.244.1.10", 6: "fd00:10:244:1::10"}
+B = {4: "10.244.1.11", 6: "fd00:10:244:1::11"}
+REMOTE = {4: "10.244.2.10", 6: "fd00:10:244:2::10"}
+CLIENT = {4: "192.0.2.77", 6: "2001:db8::77"}
+NOWHERE = {4: "198.18.0.1", 6: "2001:db8:dead::1"}  # has an unreachable route
+VIP = {4: "10.96.0.10", 6: "fd00:10:96::10"}
+NODE = {4: NODE4, 6: NODE6}
+ANY = {4: "0.0.0.0", 6: "::"}
+both = pytest.mark.parametrize("v", [4, 6])
 
 MACS = {"src": "02:aa:aa:aa:aa:01", "dst": "02:aa:aa:aa:aa:02"}
 
@@ -34,6 +48,12 @@ def ends(packet: bytes) -> str:
             layer = parsed[kind]
             return f"{kind.__name__} {at(ip.src, layer.sport)} > {at(ip.dst, layer.dport)} ttl {ttl}"
     return f"{ip.src} > {ip.dst} ttl {ttl}"
+
+
+def source_port(packet: bytes) -> int:
+    """Of TCP or UDP."""
+    parsed = Ether(packet)
+    return parsed[TCP].sport if TCP in parsed else parsed[UDP].sport
 
 
 def at(address: str, port: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,13 @@ class Lab:
 
     def agent_pid(self, node: str) -> int:
         return next(entry["agent"]["pid"] for entry in self.status()["nodes"] if entry["name"] == node)
+
+    def kill_agent(self, node: str) -> None:
+        """`run("up")` brings it back."""
+        pid = self.agent_pid(node)
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.01)
 
     def leftovers(self) -> list[str]:
         """Everything on this machine that is the lab's."""

@@ -21,6 +21,7 @@ from waggle.lab.traffic import Probe
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")]
 
 SLEEP = ("sleep", "infinity")
+WAGGLE = (sys.executable, "-m", "waggle.cli.main")
 
 
 @contextlib.contextmanager
@@ -240,6 +241,52 @@ def test_up_brings_back_a_node(web: Lab) -> None:
         assert_served(web, origin, every_way(web, "web"), {"web-1", "web-2"})
 
 
+def test_up_brings_back_a_process_on_the_network_of_a_lost_node(web: Lab, tmp_path: Path) -> None:
+    database = pod("database-1", *ECHO, "--tcp", "9090", ports=[("TCP", 9090)], hostNetwork=True, nodeName="node2")
+    web.apply(tmp_path, database)
+    assert web.pod("database-1")["addresses"] == ["10.77.0.12", "fd00:77::12"]
+    subprocess.run(["ip", "netns", "del", web.layout.node(2).place.netns.name], check=True)
+    web.run("up")
+    (outcome,) = web.ask("client", Probe("10.77.0.12", 9090, count=4))
+    assert dict(outcome.answers) == {"database-1": 4}
+    web.run("delete", "-f", str(web.manifest(tmp_path, database)))
+    (outcome,) = web.ask("client", Probe("10.77.0.12", 9090))
+    assert dict(outcome.failed) == {"Connection refused": 1}
+
+
+def test_up_brings_back_the_network_between_the_nodes(web: Lab) -> None:
+    """All uplinks are gone, then there are new ones: every agent has to notice by itself."""
+    pids = [web.agent_pid(name) for name in ("node1", "node2")]
+    subprocess.run(["ip", "netns", "del", web.layout.underlay.netns.name], check=True)
+    web.run("up")
+    assert [web.agent_pid(name) for name in ("node1", "node2")] == pids
+    deadline = time.monotonic() + 10
+    while any(outcome.failed for outcome in web.ask("node1", *every_way(web, "web", 4))):
+        assert time.monotonic() < deadline
+    for origin in ("asker", "node1", "node2"):
+        assert_served(web, origin, every_way(web, "web"), {"web-1", "web-2"})
+    ports = {port["protocol"].lower(): port["nodePort"] for port in web.service("web")["ports"]}
+    assert_served(
+        web, "client", [Probe("fd00:77::12", port, how, 8) for how, port in ports.items()], {"web-1", "web-2"}
+    )
+
+
+def test_one_pod_that_cannot_come_back_keeps_no_other_from_it(web: Lab, tmp_path: Path) -> None:
+    command = tmp_path / "mortal"
+    command.write_text("#!/bin/sh\nexec sleep infinity\n")
+    command.chmod(0o755)
+    doomed = pod("a-doomed", str(command), nodeName="node1")
+    web.apply(tmp_path, doomed)
+    command.unlink()
+    for name in ("a-doomed", "web-1"):
+        folder = web.layout.node(1).place.cgroup / "pods" / f"default_{name}"
+        (folder / "cgroup.kill").write_text("1")
+    done = web.run("up", check=False)
+    assert done.returncode == 3 and f"no command '{command}'" in done.stderr
+    assert web.pod("web-1")["ready"] and not web.pod("a-doomed")["ready"]
+    web.run("delete", "-f", str(web.manifest(tmp_path, doomed)))
+
+
 def test_up_adds_nodes_but_does_not_remove_any(tmp_path: Path) -> None:
     with running_lab("g", 1) as lab:
         lab.run("up", "--nodes", "2")
@@ -336,7 +383,7 @@ def test_down_names_strangers_and_leaves_them_alone() -> None:
 
 
 def test_with_kubernetes_node_objects_are_the_clusters_business(tmp_path: Path) -> None:
-    """The API is away here: the lab still comes up, its pods still get addresses."""
+    """The API is away here: the lab still comes up, its pods still get addresses, manifests are still served."""
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(
         json.dumps(
@@ -354,8 +401,17 @@ def test_with_kubernetes_node_objects_are_the_clusters_business(tmp_path: Path) 
     try:
         lab.run("up", "--nodes", "1", "--kubeconfig", str(kubeconfig))
         assert list(lab.layout.manifests.iterdir()) == []
-        lab.apply(tmp_path, echo_pod("web-1"))
+        assert lab.layout.api_netns.samefile("/proc/self/ns/net")  # where `up` was called, and the API is
+        told = lab.run("exec", "node1", "--", *WAGGLE, "status", "-o", "json", check=False).stdout
+        reasons = [problem["reason"] for problem in json.loads(told)["problems"]]
+        assert "cannot connect to http://127.0.0.1:1: connection refused" in reasons
+        lab.apply(tmp_path, service("web"), echo_pod("web-1"))
         assert lab.pod("web-1")["addresses"] == ["10.244.1.2", "fd00:10:244:1::2"]
+        assert_served(lab, "node1", every_way(lab, "web"), {"web-1"})
+        dump = ("exec", "node1", "--", *WAGGLE, "map", "dump", "services", "-o", "json")
+        assert len(json.loads(lab.run(*dump).stdout)) == 4
+        lab.run("delete", "-f", str(tmp_path / "manifest.yaml"))
+        assert json.loads(lab.run(*dump).stdout) == []
     finally:
         lab.close()
 

@@ -19,6 +19,7 @@ from aiohttp import web
 SERVICES = "/api/v1/services"
 NODES = "/api/v1/nodes"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -35,7 +36,7 @@ class StandInApi:
         self.port = 0
         self._tls = tls
         self._listening = listening
-        self._objects: dict[str, dict[str, dict]] = {SERVICES: {}, NODES: {}, SLICES: {}}
+        self._objects: dict[str, dict[str, dict]] = {SERVICES: {}, NODES: {}, SLICES: {}, SERVICE_CIDRS: {}}
         self._history: list[tuple[int, str, dict]] = []  # version, path, event
         self._snapshots: dict[str, tuple[str, list[dict], int]] = {}  # continue token → path, rest, version
         self._faults: dict[str, deque[Handler]] = defaultdict(deque)
@@ -125,6 +126,13 @@ class StandInApi:
         self._history.clear()
 
     # -- what a test does to watches ----------------------------------------------------------------------------
+
+    def without(self, path: str) -> None:
+        """An API that does not know `path`."""
+        del self._objects[path]
+
+    def with_again(self, path: str) -> None:
+        self._objects[path] = {}
 
     def watching(self, path: str) -> int:
         """How many watches of `path` are open."""
@@ -328,6 +336,10 @@ def endpoint_slice(name: str, addresses: list[str], namespace: str = "default", 
         ],
         "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
     }
+
+
+def service_cidr(name: str, *cidrs: str) -> dict:
+    return {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": {"cidrs": list(cidrs)}}
 
 
 def node(name: str, address: str = "10.0.0.1") -> dict:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waggle.errors import CniError
+from waggle.model.interface import HostPort
 from waggle.sources.cni_request import SUPPORTED_VERSIONS, parse_request, split_body, version_asked
 
 POD = {
@@ -34,10 +35,60 @@ def failure(conf: Any = None, raw: bytes | None = None, **environment: str | Non
 
 
 def test_add() -> None:
-    request = parse({**CONF, "prevResult": None, "runtimeConfig": {"portMappings": [1]}, "args": {"x": 1}, "dns": {}})
+    request = parse({**CONF, "prevResult": None, "runtimeConfig": {"aliases": [1]}, "args": {"x": 1}, "dns": {}})
     assert (request.command, request.version, request.network) == ("ADD", "1.1.0", "pods")
     assert (request.container_id, request.ifname, request.netns) == ("0f3a-b_c.d", "eth0", "/run/netns/x")
     assert (request.namespace, request.pod_name) == ("shop", "web-0")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        # as containerd, CRI-O and Podman send it
+        ({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}, HostPort("TCP", 8080, 80)),
+        ({"hostPort": 53, "containerPort": 53, "protocol": "udp"}, HostPort("UDP", 53, 53)),
+        ({"hostPort": 9, "containerPort": 9, "protocol": "SCTP", "hostIP": "::1"}, HostPort("SCTP", 9, 9, "::1")),
+        ({"hostPort": 1, "containerPort": 2, "hostIP": "127.0.0.1"}, HostPort("TCP", 1, 2, "127.0.0.1")),
+        ({"hostPort": 1, "containerPort": 2, "protocol": "", "hostIP": None}, HostPort("TCP", 1, 2)),
+        ({"hostPort": 1, "containerPort": 2, "hostIP": "FD00::0:1"}, HostPort("TCP", 1, 2, "fd00::1")),
+        ({"hostPort": 0, "containerPort": 80, "protocol": "tcp"}, None),
+        ({"containerPort": 80}, None),
+    ],
+)
+def test_port_mappings(mapping: dict[str, Any], expected: HostPort | None) -> None:
+    config = {**CONF, "runtimeConfig": {"portMappings": [mapping, mapping]}}
+    assert parse(config).host_ports == ((expected,) if expected else ())
+    assert parse(config, CNI_COMMAND="DEL").host_ports == ()
+
+
+@pytest.mark.parametrize("mappings", [None, []])
+def test_no_port_mappings(mappings: Any) -> None:
+    assert parse({**CONF, "runtimeConfig": {"portMappings": mappings}}).host_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("mappings", "words"),
+    [
+        ({"hostPort": 1}, "portMappings: not a list of objects"),
+        ([1], "portMappings: not a list of objects"),
+        ([{"hostPort": 70000, "containerPort": 1}], "portMappings[0].hostPort: '70000' is not a port"),
+        ([{"hostPort": -1, "containerPort": 1}], "portMappings[0].hostPort: '-1' is not a port"),
+        ([{"hostPort": "80", "containerPort": 1}], "portMappings[0].hostPort: '80' is not a port"),
+        ([{"hostPort": True, "containerPort": 1}], "portMappings[0].hostPort: 'True' is not a port"),
+        ([{"hostPort": 1}], "portMappings[0].containerPort: missing"),
+        ([{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}], "is none of tcp, udp, sctp"),
+        (
+            [{"hostPort": 1, "containerPort": 1, "hostIP": "host"}],
+            "portMappings[0].hostIP: 'host' is not an IP address",
+        ),
+    ],
+)
+def test_port_mappings_that_cannot_be(mappings: Any, words: str) -> None:
+    config = {**CONF, "runtimeConfig": {"portMappings": mappings}}
+    code, message = failure(config)
+    assert code == 7
+    assert message.startswith("runtimeConfig.") and words in message
+    parse(config, CNI_COMMAND="DEL")  # a pod must be removable whatever it was asked for
 
 
 @pytest.mark.parametrize("value", [None, "", "add", "ADD ", "ADD\nDEL", "\x00"])

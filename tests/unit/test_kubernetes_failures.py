@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from kubernetes_bench import QUICK, free_port, running, running_api, write_kubeconfig, written_kubeconfig  # noqa: F401  (fixtures)
 from standin_apiserver import (
     NODES,
+    SERVICE_CIDRS,
     SERVICES,
     SLICES,
     StandInApi,
@@ -21,11 +24,13 @@ from standin_apiserver import (
     says_nothing,
     sends_garbage,
     service,
+    service_cidr,
     stalls_after_head,
     status,
     until,
 )
 
+from waggle.model.objects import ObjectKey
 from waggle.sources.apiserver import ApiServer, Limits
 from waggle.sources.informer import Backoff, Timing
 
@@ -66,7 +71,7 @@ async def test_a_restart_of_the_api_keeps_everything(api: StandInApi, kubeconfig
         await api.start()
         await until(lambda: bench.key("new") in bench.store.services)
         await until(lambda: not bench.source.problems())
-        assert [informer.lists for informer in bench.source.informers] == [1, 1, 1]
+        assert [informer.lists for informer in bench.source.informers] == [1] * 4
 
 
 async def test_one_answer_wakes_all_that_wait_for_the_api(tmp_path: Path) -> None:
@@ -75,9 +80,27 @@ async def test_one_answer_wakes_all_that_wait_for_the_api(tmp_path: Path) -> Non
     api.port = free_port()
     kubeconfig = write_kubeconfig(tmp_path, api.url)
     async with running(kubeconfig, api) as bench:
-        for informer in (bench.services, bench.slices):
+        for informer in (bench.services, bench.slices, bench.service_cidrs):
             informer._backoff = Backoff(60.0, 60.0)
-        await until(lambda: len(bench.source.problems()) == 1)  # all three failed once
+        await until(lambda: len(bench.source.problems()) == 1)  # all failed once
+        try:
+            await api.start()
+            await bench.settled()
+        finally:
+            await api.stop()
+
+
+@pytest.mark.parametrize("code", [401, 403])
+async def test_an_api_that_is_back_but_refuses_at_first_is_asked_again_soon(tmp_path: Path, code: int) -> None:
+    """An apiserver answers before it has read its RBAC rules: that must not cost the backoff of the outage before."""
+    api = StandInApi()
+    api.port = free_port()
+    kubeconfig = write_kubeconfig(tmp_path, api.url)
+    async with running(kubeconfig, api) as bench:
+        bench.services._backoff = Backoff(0.01, 60.0)
+        await until(lambda: len(bench.source.problems()) == 1)
+        bench.services._backoff._next = 60.0  # as after a long time away
+        api.fault(SERVICES, answers(code, "not yet"), answers(code, "not yet"))
         try:
             await api.start()
             await bench.settled()
@@ -301,3 +324,30 @@ def test_backoff_grows_to_its_limit_and_varies() -> None:
     assert len(set(delays)) > 100
     backoff.reset()
     assert backoff.delay() <= 1.0
+
+
+async def test_an_api_without_service_ranges_is_no_problem(api: StandInApi, kubeconfig: Path) -> None:
+    """ServiceCIDR came with Kubernetes 1.33: neither the other objects nor anybody else wait for it."""
+    api.put(SERVICES, service("web"))
+    api.without(SERVICE_CIDRS)
+    timing = replace(QUICK, absent=0.1)
+    async with running(kubeconfig, api, timing) as bench:
+        async with asyncio.timeout(5):
+            await bench.source.synced.wait()
+        assert bench.key("web") in bench.store.services
+        await until(lambda: len(api.queries(SERVICE_CIDRS)) > 2)
+        assert bench.source.problems() == []
+        api.with_again(SERVICE_CIDRS)
+        api.put(SERVICE_CIDRS, service_cidr("kubernetes", "10.96.0.0/16"))
+        await until(lambda: ObjectKey("", "kubernetes") in bench.store.service_cidrs)
+
+
+async def test_service_ranges_that_are_refused_hold_up_nothing(api: StandInApi, kubeconfig: Path) -> None:
+    async def forbidden(_request: web.Request) -> web.StreamResponse:
+        return status(403, "servicecidrs is forbidden")
+
+    api.fault(SERVICE_CIDRS, *[forbidden] * 50)
+    async with running(kubeconfig, api) as bench:
+        async with asyncio.timeout(5):
+            await bench.source.synced.wait()
+        await until(lambda: 'resources: ["servicecidrs"]' in bench.reasons())

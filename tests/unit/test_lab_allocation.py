@@ -45,6 +45,22 @@ def test_ipv6_alone_and_ipv6_first() -> None:
     assert [":" in address for address in both["clusterIPs"]] == [True, False]
 
 
+def test_a_health_port_where_load_balancers_need_one() -> None:
+    document = service("a", type="LoadBalancer", externalTrafficPolicy="Local")
+    spec = complete(document)
+    health = spec["healthCheckNodePort"]
+    assert health in NODE_PORTS and health != spec["ports"][0]["nodePort"]
+    existing = {**document, "spec": spec}
+    assert complete(document, existing)["healthCheckNodePort"] == health  # applied again
+    assert complete(service("b", type="LoadBalancer", externalTrafficPolicy="Local"), existing)[
+        "healthCheckNodePort"
+    ] not in (health, spec["ports"][0]["nodePort"])
+    assert complete(service("b", type="NodePort"), existing)["ports"][0]["nodePort"] != health
+    assert "healthCheckNodePort" not in complete(service("a", type="LoadBalancer"), existing)
+    with pytest.raises(LabError, match=f"default/a has the node port {health}/TCP"):
+        complete(service("b", type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=health), existing)
+
+
 def test_given_addresses_stay() -> None:
     assert complete(service("a", clusterIP="10.96.7.7"))["clusterIPs"] == ["10.96.7.7"]
     second_given = complete(service("a", clusterIP="10.96.7.7", ipFamilyPolicy="PreferDualStack"))

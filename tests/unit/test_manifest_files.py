@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asyncinotify import Inotify
@@ -400,6 +402,29 @@ async def test_what_gives_no_event_is_found_by_the_next_resync(tmp_path, monkeyp
         await watched.until(lambda: watched.names() == set())
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_being_cancelled_while_a_hint_arrives(tmp_path, turns):
+    async def follow() -> None:
+        async with directory_watch.DirectoryWatch(tmp_path) as watch:
+            started.set_result(watch)
+            while True:
+                await watch.next(HOUR)
+
+    started: asyncio.Future[directory_watch.DirectoryWatch] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(follow())
+    watch = await started
+    await asyncio.sleep(0.01)
+    watch._hint_everything()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=2)
+    if not done:
+        task.cancel()
+    assert done, "the cancellation was lost"
+    assert task.cancelled()
+
+
 async def test_the_end_of_the_reader_ends_the_source(tmp_path, monkeypatch):
     def broken(_self: object, _event: object) -> None:
         raise RuntimeError("broken")
@@ -411,3 +436,23 @@ async def test_the_end_of_the_reader_ends_the_source(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text(service("a"))
     with pytest.raises(RuntimeError, match="broken"):
         await asyncio.wait_for(task, 10)
+
+
+async def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptors were left, for instance: nothing about the file changes when there are some again."""
+    put(tmp_path / "web.yaml", service())
+    async with running(tmp_path) as watched:
+        real, refusing = os.open, True
+
+        def scarce(path: object, *more: Any, **named: Any) -> int:
+            if refusing and str(path).endswith("web.yaml"):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(path, *more, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", scarce)
+        put(tmp_path / "web.yaml", service(address="10.96.0.11"))
+        await watched.until(lambda: any("Too many open files" in reason for reason in watched.reasons()))
+        assert watched.address() == "10.96.0.10"
+        refusing = False
+        await watched.until(lambda: watched.address() == "10.96.0.11", 5)
+        assert watched.reasons() == []

@@ -62,8 +62,26 @@ status:
 """
 
 
+SERVICE_CIDR = """\
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata:
+  name: kubernetes
+spec:
+  cidrs:
+  - 10.96.0.0/16
+  - "fd00:10:96::/112"
+"""
+
+
 def parse(text: str) -> Manifest:
     return parse_manifest(text.encode(), "f.yaml")
+
+
+def test_a_service_range():
+    found = the_object(SERVICE_CIDR)
+    assert found.spec.cidrs == ["10.96.0.0/16", "fd00:10:96::/112"]
+    assert (found.key.namespace, found.key.name) == ("", "kubernetes")
 
 
 def the_object(text: str):
@@ -168,6 +186,13 @@ def test_null_means_not_given():
         ("port: 80", "port: 80\n    name: a\n  - port: 81\n    name: a", 11, "'a' is used by another port"),
         ("port: 80", "port: 80\n    name: a\n  - port: 80\n    name: b", 10, "80/TCP is another port"),
         ("  ports:\n  - port: 80", "  sessionAffinity: None", 5, "needs at least one port"),
+        ("ports:", "healthCheckNodePort: 30000\n  ports:", 7, "only a Service of type LoadBalancer with"),
+        (
+            "ports:",
+            "type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 65536\n  ports:",
+            9,
+            "spec.healthCheckNodePort: must lie between 1 and 65535",
+        ),
         # addresses
         ("10.96.0.10", "10.96.0.300", 6, "'10.96.0.300' is not an IP address"),
         ("10.96.0.10", "10.96.0.010", 6, "is not an IP address"),
@@ -242,6 +267,15 @@ def test_a_slice_holds_at_most_a_thousand_endpoints():
         (POD, "podIPs:", "conditions: [{type: Ready, status: True}]\n  podIPs:", 11, 'write it in quotes: "True"'),
         (NODE, "10.244.1.0/24", "10.244.1.7/24", 6, "bits set beyond its prefix; the range is 10.244.1.0/24"),
         (NODE, '"fd00:10:244:1::/64"', "10.244.2.0/24", 6, "two ranges of one family"),
+        (SERVICE_CIDR, "10.96.0.0/16", "10.96.0.1/16", 7, "bits set beyond its prefix; the range is 10.96.0.0/16"),
+        (SERVICE_CIDR, '"fd00:10:96::/112"', "10.97.0.0/16", 8, "two ranges of one family"),
+        (
+            SERVICE_CIDR,
+            "10.96.0.0/16\n",
+            "10.96.0.0/16\n  - fd01::/64\n",
+            6,
+            "must hold one range or one of each family",
+        ),
         (NODE, "10.244.1.0/24", "10.244.1.0/33", 6, "is not an address range"),
         (NODE, "10.77.0.11", "node.example", 10, "is not an IP address"),
     ],
@@ -387,6 +421,10 @@ def test_a_service_of_a_wrong_builtin_version_is_no_other_kind():
             "only its node ports are served",
         ),
         (SERVICE.replace("spec:", "spec:\n  type: NodePort"), "spec.ports[0]: has no nodePort"),
+        (
+            SERVICE.replace("spec:", "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local"),
+            "has no healthCheckNodePort",
+        ),
         (SLICE.replace("kubernetes.io/service-name: web", "app: web"), "belongs to no Service"),
         (SLICE.replace("IPv4", "FQDN").replace("10.244.1.5", "db.example"), "names are not served"),
     ],
@@ -445,4 +483,4 @@ def test_the_examples_are_right():
         assert manifest.notes == []
         assert not seen & manifest.objects.keys(), "an object in two files"
         seen |= manifest.objects.keys()
-    assert {identity.kind for identity in seen} == set(KINDS) - {"Node"}
+    assert {identity.kind for identity in seen} == set(KINDS) - {"Node", "ServiceCIDR"}

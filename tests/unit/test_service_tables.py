@@ -13,7 +13,7 @@ from waggle.abi.address import pack_address
 from waggle.errors import KernelError
 from waggle.kernel.maps import ARRAY, HASH
 from waggle.model.objects import ObjectKey
-from waggle.plan.services import ServiceRow
+from waggle.plan.services import FrontendSettings, ServiceRow
 from waggle.reconcile.services import ServiceTables
 from waggle.testing.memory_map import MemoryMap
 
@@ -40,7 +40,7 @@ class Maps:
 
 
 def frontend(number: int) -> bytes:
-    return ServiceKey(pack_address(f"10.96.0.{number}"), 80, 6).pack()
+    return ServiceKey(pack_address(f"10.96.0.{number}"), 80, 6, 0).pack()
 
 
 def frontend_name(key: bytes) -> str:
@@ -49,7 +49,7 @@ def frontend_name(key: bytes) -> str:
 
 def row(frontends: tuple[int, ...], backends: Backends, flags: int = 0) -> ServiceRow:
     packed = b"".join(sorted(Backend(pack_address(f"10.0.0.{b}"), 8080, 0).pack() for b in backends))
-    return ServiceRow(tuple(frontend(f) for f in frontends), (flags,) * len(frontends), packed)
+    return ServiceRow(tuple(frontend(f) for f in frontends), (FrontendSettings(flags),) * len(frontends), packed)
 
 
 def backends_of(one: ServiceRow) -> Backends:
@@ -80,6 +80,7 @@ class Tables(RuleBasedStateMachine):
         self.tables = ServiceTables(self.maps.services, self.maps.backends)
         self.wanted: dict[ObjectKey, list[ServiceRow]] = {}
         self.owner: dict[str, ObjectKey] = {}
+        self.planned: dict[str, set[Backends]] = {}  # every set a frontend ever was to lead to
         self.adopted: dict[str, Backends] = {}  # found at a restart, kept until its Service is known or `complete`
         self.in_flight: list[tuple[ServiceValue, Backends]] = []
         self.before: dict[str, Backends] = {}
@@ -91,9 +92,11 @@ class Tables(RuleBasedStateMachine):
     # what packets see
 
     def check_packets(self) -> None:
-        now = self.maps.resolve()
+        now, starved = self.maps.resolve(), self.starved_frontends()
         for name in self.before.keys() | now.keys():
-            allowed = [self.before.get(name), self.after.get(name)] + [None] * (name in self.starved_frontends())
+            allowed = {self.before.get(name), self.after.get(name)}
+            if name in starved:
+                allowed |= {None} | self.planned[name]
             assert now.get(name) in allowed, f"{name} leads to {now.get(name)}, not to one of {allowed}"
         values = {key: (value, self.maps.set_of(value)) for key, value in self.maps.values().items()}
         for key, (value, backends) in self.seen.items():
@@ -152,9 +155,10 @@ class Tables(RuleBasedStateMachine):
             if self.owner.get(name) not in claims:
                 self.owner[name] = next(k for k in claims if self.tables._owner[frontend(int(name[1:]))] == k)
             self.adopted.pop(name, None)
+            self.planned.setdefault(name, set()).update(claims.values())
         lost = {k for name, claims in self.claimants().items() for k in claims if self.owner[name] != k}
         named = {k for k, text in self.tables.problems.items() if "already served" in text}
-        assert named <= lost <= self.tables.problems.keys()
+        assert named == lost
 
     @rule()
     def flush(self) -> None:
@@ -214,8 +218,44 @@ class Tables(RuleBasedStateMachine):
             assert self.tables.frontend_count == len(self.maps.services.dump())
 
 
-Tables.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+class CrampedTables(Tables):
+    """The same with maps that are soon full: who finds no room keeps a whole set, is named, and heals."""
+
+    services_size = 4
+    backends_size = 9
+
+    def check_result(self) -> None:
+        now, goal, starved = self.maps.resolve(), self.goal(), self.starved_frontends()
+        assert {n: b for n, b in now.items() if n not in starved} == {n: b for n, b in goal.items() if n not in starved}
+        for key in self.tables.starved:
+            problem = self.tables.problems[key]
+            assert "raise max-services" in problem or "raise max-backends" in problem
+
+    @rule(data=st.data())
+    def heal(self, data) -> None:
+        """Once there is room, those that starved get what they want."""
+        self.flush()
+        starved = sorted(self.tables.starved)
+        if not starved:
+            return
+        kept = data.draw(st.sampled_from(starved))
+        rows = self.wanted[kept]
+        for key in list(self.wanted):
+            self.plan(key, [])
+        self.complete()
+        self.flush()
+        self.settle()
+        self.plan(kept, rows[:1])
+        self.flush()
+        assert not self.tables.starved
+        assert not self.tables.problems
+        assert self.maps.resolve() == self.goal()
+
+
+for machine in (Tables, CrampedTables):
+    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestTables = Tables.TestCase
+TestCrampedTables = CrampedTables.TestCase
 
 
 # -- examples -------------------------------------------------------------------------------------------------------
@@ -412,7 +452,7 @@ def test_two_services_and_one_frontend(maps):
     assert tables.apply(service("second"), [row((1, 2), (2,))]) == set()
     tables.flush()
     assert maps.resolve() == {"f1": (1,), "f2": (2,)}
-    assert tables.problems == {service("second"): "a frontend is already served by Service default/first"}
+    assert tables.problems == {service("second"): "TCP 10.96.0.1:80 is already served by Service default/first"}
 
     waiting = tables.apply(service("first"), [])
     assert waiting == {service("second")}
@@ -464,7 +504,7 @@ def test_a_smaller_backend_table_is_repaired():
         small.services.update(key, value)
     for index in range(2):
         small.backends.update(index.to_bytes(4, "little"), large.backends.lookup(index.to_bytes(4, "little")))
-    stray = ServiceValue(4, 3, 9, 0)
+    stray = ServiceValue(4, 3, 9, 0, 0, 0, 0, 0, 0)
     small.services.update(frontend(2), stray.pack())
 
     tables = tables_on(small)
@@ -477,8 +517,8 @@ def test_a_smaller_backend_table_is_repaired():
 
 
 def test_extents_that_reach_into_each_other_are_repaired(maps):
-    maps.services.update(frontend(1), ServiceValue(0, 4, 1, 0).pack())
-    maps.services.update(frontend(2), ServiceValue(2, 4, 2, 0).pack())
+    maps.services.update(frontend(1), ServiceValue(0, 4, 1, 0, 0, 0, 0, 0, 0).pack())
+    maps.services.update(frontend(2), ServiceValue(2, 4, 2, 0, 0, 0, 0, 0, 0).pack())
     tables = ServiceTables(maps.services, maps.backends)
     assert tables.adopt() == 2
     tables.apply(service("a"), [row((1,), (1, 2, 3, 4))])
@@ -492,7 +532,7 @@ def test_more_backends_than_one_batch_takes():
     tables = tables_on(maps)
     raw = b"".join(Backend(pack_address(f"10.0.{i // 250}.{i % 250}"), 80, 0).pack() for i in range(200))
     for number in range(200):
-        tables.apply(service(f"s{number}"), [ServiceRow((frontend(number),), (0,), raw)])
+        tables.apply(service(f"s{number}"), [ServiceRow((frontend(number),), (FrontendSettings(0),), raw)])
     done = tables.flush()
     assert (done.backends, done.frontends) == (40_000, 200)
     for value in maps.values().values():

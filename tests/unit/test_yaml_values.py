@@ -118,7 +118,8 @@ def test_what_is_refused_says_where(data, line, part):
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 300_000])
 def test_deep_nesting_is_refused_and_does_not_crash(opening, depth):
     fault = only_fault(opening * depth)
-    assert "nested deeper" in fault.reason or "key must be a string" in fault.reason
+    # libyaml has a limit of its own for flow collections, and says so in its own words
+    assert any(part in fault.reason for part in ("nested deeper", "key must be a string", "maximum nesting depth"))
 
 
 def test_nesting_within_the_limit_is_fine():

@@ -46,6 +46,12 @@ WAG_INLINE bool wag_addr_is_loopback(const struct wag_addr *addr)
 	return addr->half[0] == 0 && addr->half[1] == bpf_cpu_to_be64(1);
 }
 
+/* 0.0.0.0 or ::. */
+WAG_INLINE bool wag_addr_is_any(const struct wag_addr *addr)
+{
+	return addr->half[0] == 0 && (addr->half[1] == 0 || (wag_addr_is4(addr) && addr->word[3] == 0));
+}
+
 /* The address that stands for "any address of this node" in a frontend: 0.0.0.0 or ::, by the family of `like`. */
 WAG_INLINE void wag_addr_set_any(struct wag_addr *addr, const struct wag_addr *like)
 {

@@ -11,6 +11,7 @@
 enum wag_endpoint_flag {
 	WAG_ENDPOINT_POD = 1,
 	WAG_ENDPOINT_NODE = 2,
+	WAG_ENDPOINT_NODEPORT = 4, /* an address of the node that serves NodePorts */
 };
 
 struct wag_endpoint {
@@ -19,6 +20,12 @@ struct wag_endpoint {
 	__u8 pod_mac[6];
 	__u8 host_mac[6];
 	__u32 nat_used; /* written by programs alone: some flow of this address is in wag_nat */
+	__s32 netns;    /* id of the namespace of its sockets, as seen from the node's; WAG_NETNS_ID_NODE, WAG_NETNS_ID_UNKNOWN */
+};
+
+enum wag_netns_id {
+	WAG_NETNS_ID_NODE = -1, /* BPF_F_CURRENT_NETNS: the programs run there */
+	WAG_NETNS_ID_UNKNOWN = -2,
 };
 
 /* Key: address of a local pod or of the node. The agent writes (nat_used: programs). Local pods × families. */

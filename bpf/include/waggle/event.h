@@ -66,6 +66,8 @@ enum wag_counter {
 	WAG_COUNTER_SOCKET_LB = 1,    /* connects and sends translated */
 	WAG_COUNTER_PACKET_LB = 2,    /* flows translated per packet */
 	WAG_COUNTER_UDP_SLOT = 3,     /* a UDP socket talked to more Services at once than it has slots */
+	WAG_COUNTER_MASQUERADE = 4,   /* flows that left the cluster with the node's address */
+	WAG_COUNTER_DSR = 5,          /* flows that came from another node, to be answered directly */
 	WAG_COUNTER_MAX = 8,
 };
 
@@ -88,7 +90,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct wag_flow_key);
 	__type(value, struct wag_flow);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 } wag_flows SEC(".maps");
 
 WAG_INLINE void wag_count(__u32 index)
@@ -99,10 +101,24 @@ WAG_INLINE void wag_count(__u32 index)
 		(*value)++;
 }
 
-WAG_INLINE void wag_emit(const struct wag_event *event)
+/* A zeroed event in the ring buffer, to be filled and submitted. NULL, and counted, when there is no room. */
+WAG_INLINE struct wag_event *wag_event_start(enum wag_event_kind kind, __u64 now)
 {
-	if (bpf_ringbuf_output(&wag_events_rb, (void *)event, sizeof(*event), BPF_RB_NO_WAKEUP))
+	struct wag_event *event = bpf_ringbuf_reserve(&wag_events_rb, sizeof(*event), 0);
+
+	if (!event) {
 		wag_count(WAG_COUNTER_EVENTS_LOST);
+		return NULL;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = kind;
+	event->time_ns = now;
+	return event;
+}
+
+WAG_INLINE void wag_event_submit(struct wag_event *event)
+{
+	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 WAG_INLINE void wag_count_drop(enum wag_reason reason, enum wag_hook hook)
@@ -117,9 +133,10 @@ WAG_INLINE void wag_count_drop(enum wag_reason reason, enum wag_hook hook)
 /* Adds one translation to its flow and emits an event when one is due. `key` must be zeroed where unused. */
 static __noinline int wag_flow_record(struct wag_flow_key *key)
 {
-	struct wag_event event = {};
 	struct wag_flow fresh = { .count = 1 };
+	struct wag_event *event;
 	struct wag_flow *flow;
+	__u64 count = 1;
 	__u64 now;
 
 	if (!key)
@@ -131,23 +148,24 @@ static __noinline int wag_flow_record(struct wag_flow_key *key)
 		if (now - flow->emitted_ns < wag_event_ns)
 			return 0;
 		flow->emitted_ns = now;
-		event.count = flow->count;
+		count = flow->count;
 	} else {
 		fresh.emitted_ns = now;
-		event.count = 1;
 		bpf_map_update_elem(&wag_flows, key, &fresh, BPF_ANY);
 	}
-	event.time_ns = now;
-	event.netns = key->netns;
-	event.src = key->src;
-	event.dst = key->frontend;
-	event.backend = key->backend;
-	event.dport = key->fport;
-	event.bport = key->bport;
-	event.proto = key->proto;
-	event.hook = key->hook;
-	event.kind = WAG_EVENT_FLOW;
-	wag_emit(&event);
+	event = wag_event_start(WAG_EVENT_FLOW, now);
+	if (!event)
+		return 0;
+	event->netns = key->netns;
+	event->count = count;
+	event->src = key->src;
+	event->dst = key->frontend;
+	event->backend = key->backend;
+	event->dport = key->fport;
+	event->bport = key->bport;
+	event->proto = key->proto;
+	event->hook = key->hook;
+	wag_event_submit(event);
 	return 0;
 }
 

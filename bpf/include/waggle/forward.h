@@ -11,16 +11,18 @@
 #include <linux/pkt_cls.h>
 #include "endpoint.h"
 #include "event.h"
+#include "fragment.h"
 #include "packet.h"
+#include "uplink.h"
 
 #define WAG_AF_INET 2
 #define WAG_AF_INET6 10
 
-/* Lowers the TTL in place and, for a pod, writes its MAC addresses. */
-WAG_INLINE int wag_hop(struct __sk_buff *skb, struct wag_packet *packet, const struct wag_endpoint *pod)
+/* Lowers the TTL in place and writes MAC addresses, where there are any (of 6 bytes). */
+WAG_INLINE int wag_hop(wag_ctx *ctx, struct wag_packet *packet, const void *dest, const void *source)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 
 	if (data + sizeof(*eth) + sizeof(struct iphdr) > end)
@@ -39,102 +41,197 @@ WAG_INLINE int wag_hop(struct __sk_buff *skb, struct wag_packet *packet, const s
 			return -1;
 		ip->hop_limit--;
 	}
-	if (pod) {
-		__builtin_memcpy(eth->h_dest, pod->pod_mac, 6);
-		__builtin_memcpy(eth->h_source, pod->host_mac, 6);
+	if (dest) {
+		__builtin_memcpy(eth->h_dest, dest, 6);
+		__builtin_memcpy(eth->h_source, source, 6);
 	}
 	return 0;
 }
 
-WAG_INLINE enum wag_verdict wag_to_pod(struct __sk_buff *skb, struct wag_packet *packet, const struct wag_endpoint *pod)
+WAG_INLINE enum wag_verdict wag_answer(struct wag_packet *packet, enum wag_answer answer, enum wag_reason reason)
+{
+	packet->answer = answer;
+	packet->reason = reason;
+	return WAG_REJECT;
+}
+
+/* The last hop. The stack says so itself, unless the packet is going to be translated: it knows only what comes of it. */
+WAG_INLINE enum wag_verdict wag_expired(struct wag_packet *packet, const struct wag_tuple *to)
+{
+	return to == &packet->tuple ? WAG_PASS : wag_answer(packet, WAG_ANSWER_EXPIRED, WAG_REASON_EXPIRED);
+}
+
+WAG_INLINE enum wag_verdict wag_to_pod(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to,
+				       const struct wag_endpoint *pod)
 {
 	if (packet->ttl <= 1)
-		return WAG_PASS; /* the stack answers with time exceeded */
+		return wag_expired(packet, to);
 	packet->out_ifindex = pod->ifindex;
-	if (wag_hop(skb, packet, pod))
+	if (wag_hop(ctx, packet, pod->pod_mac, pod->host_mac))
 		return wag_drop(packet, WAG_REASON_REWRITE);
 	return WAG_TO_POD;
 }
 
-WAG_INLINE enum wag_verdict wag_to_wire(struct __sk_buff *skb, struct wag_packet *packet)
+/* How large the IP packets are that leave: a GSO packet is cut into segments first. */
+WAG_INLINE __u16 wag_wire_size(wag_ctx *ctx, const struct wag_packet *packet)
+{
+#ifndef WAG_XDP
+	__u8 header = sizeof(struct udphdr) / 4 << 4;
+
+	if (ctx->gso_size) {
+		if (packet->tuple.proto == IPPROTO_TCP)
+			wag_load(ctx, packet->l4_off + 12, &header, 1);
+		return packet->l4_off - WAG_L3_OFF + (header >> 4) * 4 + ctx->gso_size;
+	}
+#endif
+	return packet->size;
+}
+
+/* The kernel's route for a packet with the tuple `to`, `extra` bytes larger than it is. Returns BPF_FIB_LKUP_RET_*. */
+WAG_INLINE long wag_fib(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to, __u16 extra,
+			struct bpf_fib_lookup *fib)
+{
+	fib->ifindex = ctx->ingress_ifindex;
+	fib->l4_protocol = to->proto;
+	fib->sport = to->sport;
+	fib->dport = to->dport;
+	fib->tot_len = wag_wire_size(ctx, packet) + extra; /* else MTUs of routes do not count */
+	if (packet->eth_proto == bpf_htons(ETH_P_IP)) {
+		fib->family = WAG_AF_INET;
+		fib->ipv4_src = to->src.word[3];
+		fib->ipv4_dst = to->dst.word[3];
+	} else {
+		fib->family = WAG_AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, &to->src, sizeof(fib->ipv6_src));
+		__builtin_memcpy(fib->ipv6_dst, &to->dst, sizeof(fib->ipv6_dst));
+	}
+	return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+}
+
+/*
+ * A packet that is going to be translated and does not fit. Its sender is told about the packet that it sent. The stack
+ * could not: it takes what has the node's address for its own, and knows the others only as they were translated. But
+ * cutting it up, where that is allowed, is for the stack.
+ */
+WAG_INLINE enum wag_verdict wag_too_big(struct wag_packet *packet, const struct wag_tuple *to, __u16 mtu)
+{
+	if (packet->may_fragment && wag_addr_equal(&to->src, &packet->tuple.src))
+		return WAG_PASS;
+	packet->mtu = mtu;
+	return wag_answer(packet, WAG_ANSWER_TOO_BIG, WAG_REASON_TOO_BIG);
+}
+
+WAG_INLINE enum wag_verdict wag_to_wire(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to, __u16 extra)
 {
 	struct bpf_fib_lookup fib = {};
 	long found;
 
+	if (wag_addr_is4(&to->dst) && to->dst.bytes[12] >= 224)
+		return WAG_PASS; /* multicast and broadcast: routes to single receivers mean nothing */
 	if (packet->ttl <= 1)
+		return wag_expired(packet, to);
+	found = wag_fib(ctx, packet, to, extra, &fib);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && to != &packet->tuple)
+		return wag_too_big(packet, to, fib.mtu_result - extra);
+#ifdef WAG_XDP
+	if (found != BPF_FIB_LKUP_RET_SUCCESS)
+		return WAG_PASS; /* tc can wait for a neighbour, the stack knows why there is no route */
+	packet->out_ifindex = fib.ifindex;
+	if (packet->out_ifindex != ctx->ingress_ifindex && !bpf_map_lookup_elem(&wag_uplinks, &packet->out_ifindex))
 		return WAG_PASS;
-	fib.ifindex = skb->ingress_ifindex;
-	fib.l4_protocol = packet->tuple.proto;
-	fib.sport = packet->tuple.sport;
-	fib.dport = packet->tuple.dport;
-	if (packet->eth_proto == bpf_htons(ETH_P_IP)) {
-		fib.family = WAG_AF_INET;
-		fib.ipv4_src = packet->tuple.src.word[3];
-		fib.ipv4_dst = packet->tuple.dst.word[3];
-	} else {
-		fib.family = WAG_AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &packet->tuple.src, sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, &packet->tuple.dst, sizeof(fib.ipv6_dst));
-	}
-	found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (wag_hop(ctx, packet, fib.dmac, fib.smac))
+		return wag_drop(packet, WAG_REASON_REWRITE);
+#else
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return WAG_PASS; /* local, unreachable, too big, …: the stack does it, or says why not */
 	packet->out_ifindex = fib.ifindex;
 	packet->next_hop.nh_family = fib.family;
 	__builtin_memcpy(packet->next_hop.ipv6_nh, fib.ipv6_dst, sizeof(fib.ipv6_dst));
-	if (wag_hop(skb, packet, NULL))
+	if (wag_hop(ctx, packet, NULL, NULL))
 		return wag_drop(packet, WAG_REASON_REWRITE);
+#endif
 	return WAG_TO_WIRE;
 }
 
-/* Where a packet with final addresses goes. */
-WAG_INLINE enum wag_verdict wag_deliver(struct __sk_buff *skb, struct wag_packet *packet)
+/* Where a packet goes that has the tuple `to`, or is about to get it. Prepares its headers for the way. */
+WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to)
 {
-	struct wag_endpoint *endpoint = wag_endpoint_find(&packet->tuple.dst);
+	struct wag_endpoint *endpoint = wag_endpoint_find(&to->dst);
 
+#ifdef WAG_XDP
+	if (endpoint)
+		return WAG_PASS; /* XDP reaches no namespace */
+#endif
 	if (wag_endpoint_is(endpoint, WAG_ENDPOINT_POD))
-		return wag_to_pod(skb, packet, endpoint);
+		return wag_to_pod(ctx, packet, to, endpoint);
 	if (wag_endpoint_is(endpoint, WAG_ENDPOINT_NODE))
 		return WAG_PASS;
-	return wag_to_wire(skb, packet);
+	return wag_to_wire(ctx, packet, to, 0);
 }
 
-static __noinline int wag_report_drop(struct __sk_buff *skb, struct wag_packet *packet)
+static __noinline int wag_report_drop(wag_ctx *ctx, struct wag_packet *packet)
 {
-	struct wag_event event = {};
+	struct wag_event *event;
 
 	if (!packet)
 		return 0;
 	wag_count_drop(packet->reason, packet->hook & (WAG_HOOK_MAX - 1));
-	event.time_ns = bpf_ktime_get_ns();
-	event.src = packet->tuple.src;
-	event.dst = packet->tuple.dst;
-	event.sport = packet->tuple.sport;
-	event.dport = packet->tuple.dport;
-	event.proto = packet->tuple.proto;
-	event.kind = WAG_EVENT_DROP;
-	event.hook = packet->hook;
-	event.reason = packet->reason;
-	event.ifindex = skb->ifindex;
-	wag_emit(&event);
+	event = wag_event_start(WAG_EVENT_DROP, bpf_ktime_get_ns());
+	if (!event)
+		return 0;
+	event->src = packet->tuple.src;
+	event->dst = packet->tuple.dst;
+	event->sport = packet->tuple.sport;
+	event->dport = packet->tuple.dport;
+	event->proto = packet->tuple.proto;
+	event->hook = packet->hook;
+	event->reason = packet->reason;
+#ifdef WAG_XDP
+	event->ifindex = ctx->ingress_ifindex;
+#else
+	event->ifindex = ctx->ifindex;
+#endif
+	wag_event_submit(event);
 	return 0;
 }
 
-WAG_INLINE int wag_finish(struct __sk_buff *skb, struct wag_packet *packet, enum wag_verdict verdict)
+#ifndef WAG_XDP
+
+WAG_INLINE int wag_shot(void)
 {
+	return TC_ACT_SHOT;
+}
+
+/* Sends a packet that is an answer now to whom it came from. */
+WAG_INLINE int wag_send_back(wag_ctx *ctx, const struct wag_packet *packet)
+{
+	if (packet->hook == WAG_HOOK_POD_EGRESS)
+		return bpf_redirect_peer(ctx->ifindex, 0);
+	if (packet->hook == WAG_HOOK_NODE_EGRESS)
+		return bpf_redirect(ctx->ifindex, BPF_F_INGRESS); /* to the node itself */
+	ctx->mark = WAG_MARK;
+	return bpf_redirect(ctx->ifindex, 0);
+}
+
+WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verdict verdict)
+{
+	/* by the wire or by the stack, the packet may meet wag_node_egress */
+	if (packet->translated && verdict != WAG_TO_POD)
+		ctx->mark = WAG_MARK;
 	switch (verdict) {
 	case WAG_TO_POD:
 		return bpf_redirect_peer(packet->out_ifindex, 0);
 	case WAG_TO_WIRE:
-		if (packet->translated)
-			skb->mark = WAG_MARK;
 		return bpf_redirect_neigh(packet->out_ifindex, &packet->next_hop, sizeof(packet->next_hop), 0);
+	case WAG_SEND_BACK:
+		return wag_send_back(ctx, packet);
 	case WAG_DROP:
-		wag_report_drop(skb, packet);
-		return TC_ACT_SHOT;
+		wag_report_drop(ctx, packet);
+		return wag_shot();
 	default:
 		return TC_ACT_OK;
 	}
 }
 
+#endif
 #endif

@@ -9,352 +9,453 @@
 
 #include <linux/bpf.h>
 #include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <stddef.h>
+#include "affinity.h"
 #include "config.h"
 #include "endpoint.h"
 #include "event.h"
+#include "forward.h"
+#include "nat_table.h"
 #include "packet.h"
+#include "ranges.h"
+#include "rewrite.h"
 #include "service.h"
 
-enum wag_nat_flag {
-	WAG_NAT_FORWARD = 1, /* client to backend */
-	WAG_NAT_CLOSING = 2, /* FIN or RST seen in this direction */
+/* What does not fit on the stack of a call chain: 512 bytes for all of it. */
+struct wag_scratch {
+	struct wag_tuple to;     /* what the packet becomes */
+	struct wag_tuple answer; /* `to` turned round: what replies come with */
+	struct wag_nat entry;
 };
 
-struct wag_nat {
-	struct wag_tuple to;   /* what the packet becomes */
-	__u32 revision;        /* of the Service when its backend was last found valid */
-	__u32 flags;           /* enum wag_nat_flag */
-	__u64 seen_ns;         /* CLOCK_MONOTONIC, coarse to one second */
-};
-
-/* Key: tuple of a packet. Programs write and evict (LRU), the agent reads. Two entries per translated flow. */
+/* Key 0. Programs alone, each for the time it runs: with bottom halves off there is one at a time on a CPU. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct wag_tuple);
-	__type(value, struct wag_nat);
-	__uint(max_entries, 131072);
-} wag_nat SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct wag_scratch);
+	__uint(max_entries, 1);
+} wag_scratch SEC(".maps");
 
-#define WAG_NAT_TRIES 8
-#define WAG_SECOND_NS 1000000000ULL
-
-/* kernel: commit ("bpf: Fix L4 csum update on IPv6 in CHECKSUM_COMPLETE") added the flag, older ones refuse it */
-#define WAG_F_IPV6 (1ULL << 7)
-
-WAG_INLINE void wag_nat_touch(struct wag_nat *nat, const struct wag_packet *packet)
+WAG_INLINE struct wag_scratch *wag_scratch_get(void)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u32 zero = 0;
 
-	if (now - nat->seen_ns > WAG_SECOND_NS)
-		nat->seen_ns = now;
-	if (packet->tuple.proto == IPPROTO_TCP && (packet->tcp_flags & (WAG_TCP_FIN | WAG_TCP_RST)))
-		nat->flags |= WAG_NAT_CLOSING;
+	return bpf_map_lookup_elem(&wag_scratch, &zero);
 }
 
-WAG_INLINE int wag_l4_checksum_offset(__u8 proto)
+/* Ports are tried at random: with nine of ten taken, 2 of 1,000 flows find none. */
+#define WAG_NAT_TRIES 64
+#define WAG_EEXIST 17
+
+/* Used a moment ago, so that nothing has come by since for either half of the flow? */
+WAG_INLINE bool wag_nat_is_fresh(const struct wag_nat *nat)
 {
-	if (proto == IPPROTO_TCP)
-		return offsetof(struct tcphdr, check);
-	if (proto == IPPROTO_UDP)
-		return offsetof(struct udphdr, check);
-	return -1;
+	return bpf_ktime_get_ns() - nat->seen_ns <= WAG_SECOND_NS;
 }
 
-/*
- * Turns the packet's tuple into `to`, checksums included. SCTP has its CRC over ports, which BPF cannot see whole:
- * only its addresses may change here (no pseudo header there).
- */
-static __noinline int wag_rewrite(struct __sk_buff *skb, struct wag_packet *packet, const struct wag_tuple *to)
+/* Takes out what the client's tuple `key` has, both halves of it; only the flow with that number, unless it is -1. */
+static __noinline int wag_nat_forget(const struct wag_tuple *key, __u64 number)
 {
-	struct wag_tuple old;
-	int check, l4;
-	__s64 addr_diff;
-	__u64 flags = BPF_F_PSEUDO_HDR;
-	__u32 port_diff_from, port_diff_to;
-	bool v4;
+	struct wag_tuple half;
+	struct wag_nat *nat;
 
-	if (!packet || !to)
-		return -1;
-	old = packet->tuple;
-	v4 = packet->eth_proto == bpf_htons(ETH_P_IP);
-	l4 = packet->l4_off;
-	check = wag_l4_checksum_offset(old.proto);
-	addr_diff = bpf_csum_diff((void *)&old.src, 32, (void *)&to->src, 32, 0);
-	if (addr_diff < 0)
-		return -1;
-	if (check < 0 && (old.sport != to->sport || old.dport != to->dport))
-		return -1;
-
-	if (check >= 0) {
-		if (old.proto == IPPROTO_UDP)
-			flags |= BPF_F_MARK_MANGLED_0;
-		if (bpf_l4_csum_replace(skb, l4 + check, 0, addr_diff, flags))
-			return -1;
-		flags &= ~(__u64)BPF_F_PSEUDO_HDR;
-		port_diff_from = (__u32)old.sport << 16 | old.dport;
-		port_diff_to = (__u32)to->sport << 16 | to->dport;
-		if (port_diff_from != port_diff_to) {
-			if (old.sport != to->sport &&
-			    bpf_l4_csum_replace(skb, l4 + check, old.sport, to->sport, flags | 2))
-				return -1;
-			if (old.dport != to->dport &&
-			    bpf_l4_csum_replace(skb, l4 + check, old.dport, to->dport, flags | 2))
-				return -1;
-			if (bpf_skb_store_bytes(skb, l4, &to->sport, 4, 0))
-				return -1;
-		}
-	}
-	if (v4) {
-		__be32 pair[2] = { to->src.word[3], to->dst.word[3] };
-
-		if (bpf_l3_csum_replace(skb, WAG_L3_OFF + offsetof(struct iphdr, check), 0, addr_diff, 0) ||
-		    bpf_skb_store_bytes(skb, WAG_L3_OFF + offsetof(struct iphdr, saddr), pair, sizeof(pair), 0))
-			return -1;
-	} else {
-		if (bpf_skb_store_bytes(skb, WAG_L3_OFF + offsetof(struct ipv6hdr, saddr), (void *)&to->src, 32, 0))
-			return -1;
-	}
-	packet->tuple = *to;
-	return 0;
-}
-
-WAG_INLINE void wag_tuple_reverse(struct wag_tuple *out, const struct wag_tuple *in)
-{
-	out->src = in->dst;
-	out->dst = in->src;
-	out->sport = in->dport;
-	out->dport = in->sport;
-	out->proto = in->proto;
-	__builtin_memset(out->pad, 0, sizeof(out->pad));
-}
-
-/* Does a socket of the node itself have the port that SNAT would use towards this backend? */
-static __noinline int wag_port_is_local(struct __sk_buff *skb, const struct wag_tuple *to)
-{
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk;
-	__u32 size;
-
-	if (!to)
+	if (!key)
 		return 0;
-	if (wag_addr_is4(&to->src)) {
-		tuple.ipv4.saddr = to->dst.word[3];
-		tuple.ipv4.daddr = to->src.word[3];
-		tuple.ipv4.sport = to->dport;
-		tuple.ipv4.dport = to->sport;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &to->dst, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, &to->src, 16);
-		tuple.ipv6.sport = to->dport;
-		tuple.ipv6.dport = to->sport;
-		size = sizeof(tuple.ipv6);
-	}
-	if (to->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (to->proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
+	nat = bpf_map_lookup_elem(&wag_nat, key);
+	if (!nat || (number != -1ULL && (nat->number != number || (nat->flags & WAG_NAT_CONFIRMED))))
 		return 0;
-	if (!sk)
-		return 0;
-	bpf_sk_release(sk);
+	if (wag_nat_other(key, nat, &half))
+		bpf_map_delete_elem(&wag_nat, &half);
+	bpf_map_delete_elem(&wag_nat, key);
 	return 1;
 }
 
-/*
- * Writes the two entries of a new flow. `to` holds client (or node) → backend; its source port is changed when another
- * flow to the same backend has it already, which also keeps apart several Services in front of one backend.
- */
-static __noinline int wag_nat_create(struct __sk_buff *skb, struct wag_packet *packet, struct wag_tuple *to,
-				     __u32 revision)
+#define WAG_NAT_ENDING (WAG_NAT_CLOSING | WAG_NAT_RESET)
+
+/* A connection begins: where the last one with its port is at an end, by either direction, nothing has been seen of it. */
+static __noinline int wag_nat_renew(const struct wag_tuple *key, struct wag_nat *nat)
 {
-	struct wag_nat entry = {}; /* first of the replies, then of the client's packets */
-	struct wag_tuple key;
+	__u32 kept = WAG_NAT_FORWARD | WAG_NAT_ALONE | WAG_NAT_TUNNEL;
+	struct wag_tuple half;
 	struct wag_nat *other;
-	__u32 span;
-	bool snat;
-	int i, error = -1;
 
-	if (!packet || !to)
-		return WAG_REASON_NAT_PORTS;
-	wag_tuple_reverse(&entry.to, &packet->tuple);
-	entry.seen_ns = bpf_ktime_get_ns();
-	span = (__u32)wag_snat_max - wag_snat_min + 1;
-	snat = !wag_addr_equal(&to->src, &packet->tuple.src);
+	if (!key || !nat)
+		return 0;
+	other = wag_nat_other(key, nat, &half);
+	if (!((nat->flags | (other ? other->flags : 0)) & WAG_NAT_ENDING))
+		return 0;
+	if (other)
+		other->flags &= kept;
+	nat->flags &= kept;
+	return 0;
+}
 
-	for (i = 0; i < WAG_NAT_TRIES; i++) {
-		if (snat && wag_port_is_local(skb, to)) {
-			to->sport = bpf_htons(wag_snat_min + bpf_get_prandom_u32() % span);
-			continue;
-		}
-		wag_tuple_reverse(&key, to);
-		error = bpf_map_update_elem(&wag_nat, &key, &entry, BPF_NOEXIST);
-		if (!error)
-			break;
-		other = bpf_map_lookup_elem(&wag_nat, &key);
-		if (!other) {
-			/* full: an LRU that cannot evict; or a race with eviction, and the next turn settles it */
-			continue;
-		}
-		if (wag_addr_equal(&other->to.src, &entry.to.src) && wag_addr_equal(&other->to.dst, &entry.to.dst) &&
-		    other->to.sport == entry.to.sport && other->to.dport == entry.to.dport) {
-			/* left over from the same flow */
-			error = bpf_map_update_elem(&wag_nat, &key, &entry, BPF_ANY);
-			break;
-		}
-		if (to->proto == IPPROTO_SCTP)
-			return WAG_REASON_NAT_PORTS;
-		to->sport = bpf_htons(wag_snat_min + bpf_get_prandom_u32() % span);
+/* The client goes on: was there an answer? */
+static __noinline int wag_nat_confirm(struct wag_nat *nat)
+{
+	struct wag_tuple key;
+	struct wag_nat *replies;
+
+	if (!nat)
+		return 0;
+	if (!(nat->flags & WAG_NAT_ALONE)) {
+		wag_tuple_reverse(&key, &nat->to);
+		replies = bpf_map_lookup_elem(&wag_nat, &key);
+		if (!replies || !(replies->flags & WAG_NAT_ANSWERED))
+			return 0;
 	}
-	if (error)
-		return i == WAG_NAT_TRIES ? WAG_REASON_NAT_PORTS : WAG_REASON_NAT_FULL;
+	__sync_fetch_and_or(&nat->flags, WAG_NAT_CONFIRMED);
+	return 0;
+}
 
-	entry.to = *to;
-	entry.revision = revision;
-	entry.flags = WAG_NAT_FORWARD;
-	if (bpf_map_update_elem(&wag_nat, &packet->tuple, &entry, BPF_ANY)) {
-		bpf_map_delete_elem(&wag_nat, &key);
+/* A packet has used the entry. A reset is no answer, and nobody goes on with one; who does has seen that it was none. */
+WAG_INLINE void wag_nat_touch(struct wag_nat *nat, const struct wag_packet *packet)
+{
+	bool reset = packet->tuple.proto == IPPROTO_TCP && packet->tcp_flags & WAG_TCP_RST;
+	__u64 now = bpf_ktime_get_ns();
+	__u32 flags = 0;
+
+	if (now - nat->seen_ns > WAG_SECOND_NS)
+		nat->seen_ns = now;
+	if (reset)
+		flags |= WAG_NAT_RESET;
+	else if (nat->flags & WAG_NAT_RESET)
+		__sync_fetch_and_and(&nat->flags, ~(__u32)WAG_NAT_RESET);
+	if (packet->tuple.proto == IPPROTO_TCP && (packet->tcp_flags & WAG_TCP_FIN))
+		flags |= WAG_NAT_CLOSING;
+	if (!reset && !(nat->flags & WAG_NAT_FORWARD))
+		flags |= WAG_NAT_ANSWERED;
+	else if (!reset && !(nat->flags & WAG_NAT_CONFIRMED) &&
+		 (packet->tuple.proto != IPPROTO_TCP || wag_is_established(packet)))
+		wag_nat_confirm(nat);
+	if (flags & ~nat->flags)
+		__sync_fetch_and_or(&nat->flags, flags);
+}
+
+/* The number of a flow that begins. */
+static __noinline __u64 wag_nat_number(void)
+{
+	__u32 zero = 0;
+	struct wag_nat_count *count = bpf_map_lookup_elem(&wag_nat_counts, &zero);
+
+	return count ? __sync_fetch_and_add(&count->begun, 1) : 0;
+}
+
+/* A flow has begun: it displaces one that began long before it and was never confirmed. */
+static __noinline int wag_nat_displace(const struct wag_tuple *key, __u64 number)
+{
+	struct wag_nat_young *young, earlier;
+	struct wag_nat_count *count;
+	__u32 slot;
+
+	if (!key || !wag_young_flows)
+		return 0;
+	slot = number % wag_young_flows;
+	young = bpf_map_lookup_elem(&wag_nat_young, &slot);
+	if (!young)
+		return 0;
+	earlier = *young;
+	young->key = *key;
+	young->number = number;
+	/* the tuple may be that of a flow which began since */
+	if (!wag_nat_forget(&earlier.key, earlier.number))
+		return 0;
+	slot = 0;
+	count = bpf_map_lookup_elem(&wag_nat_counts, &slot);
+	if (count)
+		__sync_fetch_and_add(&count->displaced, 1);
+	return 0;
+}
+
+/*
+ * Is there a socket in the namespace that would take a packet with this tuple? `connected`: only one that is connected to
+ * its sender counts, and none that would take a packet from anybody.
+ */
+static __noinline int wag_socket_takes(wag_ctx *ctx, const struct wag_tuple *packet, int netns, int connected)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__be16 peer;
+	__u32 size;
+
+	if (!packet || netns < WAG_NETNS_ID_NODE)
+		return 0;
+	if (wag_addr_is4(&packet->src)) {
+		tuple.ipv4.saddr = packet->src.word[3];
+		tuple.ipv4.daddr = packet->dst.word[3];
+		tuple.ipv4.sport = packet->sport;
+		tuple.ipv4.dport = packet->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &packet->src, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, &packet->dst, 16);
+		tuple.ipv6.sport = packet->sport;
+		tuple.ipv6.dport = packet->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	/* one instruction may not read both kinds of socket: the barriers keep the compiler from joining the branches */
+	if (packet->proto == IPPROTO_TCP) {
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, size, (__s64)netns, 0);
+		if (!sk)
+			return 0;
+		peer = sk->dst_port;
+		barrier_var(peer);
+	} else if (packet->proto == IPPROTO_UDP) {
+		sk = bpf_sk_lookup_udp(ctx, &tuple, size, (__s64)netns, 0);
+		if (!sk)
+			return 0;
+		peer = sk->dst_port;
+	} else {
+		return 0;
+	}
+	bpf_sk_release(sk);
+	return !connected || peer == packet->sport;
+}
+
+/*
+ * Would the answers to `to`, which are turned back, be missing from a flow that is not translated? Such flows have no
+ * entry: their sockets are asked, those of the client's namespace and, for a connection that begins (`first`), those of
+ * the backend's. Of the node itself every socket with that port counts, whoever it talks to.
+ */
+WAG_INLINE bool wag_flow_is_direct(wag_ctx *ctx, struct wag_tuple *to, struct wag_tuple *answer, bool first)
+{
+	struct wag_endpoint *end;
+
+	end = wag_endpoint_find(&to->src);
+	if (end && wag_socket_takes(ctx, answer, end->netns, !(end->flags & WAG_ENDPOINT_NODE)))
+		return true;
+	if (!first)
+		return false;
+	end = wag_endpoint_find(&to->dst);
+	return end && wag_socket_takes(ctx, to, end->netns, 1);
+}
+
+/* The search for a source port. */
+struct wag_nat_search {
+	wag_ctx *ctx;
+	struct wag_scratch *scratch;
+	bool random; /* the source is the node: it has no port to keep */
+	bool direct; /* the flow was not translated so far: only its port is to change */
+	bool first;  /* a TCP connection begins */
+	bool done;
+	__u8 reason; /* enum wag_reason; final when done */
+};
+
+WAG_INLINE long wag_nat_found(struct wag_nat_search *search, enum wag_reason reason)
+{
+	search->reason = reason;
+	search->done = true;
+	return 1;
+}
+
+/* One try: takes the key of the replies unless another flow has it. Returns 1 to end the loop. */
+static long wag_nat_try(__u32 i, struct wag_nat_search *search)
+{
+	struct wag_scratch *scratch = search->scratch;
+	struct wag_nat *other;
+	long failed;
+
+	if (i || search->random)
+		scratch->to.sport = bpf_htons(wag_snat_min + bpf_get_prandom_u32() %
+								     ((__u32)wag_snat_max - wag_snat_min + 1));
+	wag_tuple_reverse(&scratch->answer, &scratch->to);
+	/* the sockets of a direct flow itself have the port that it comes with */
+	if ((i || !search->direct) &&
+	    wag_flow_is_direct(search->ctx, &scratch->to, &scratch->answer, search->first))
+		return 0;
+	failed = bpf_map_update_elem(&wag_nat, &scratch->answer, &scratch->entry, BPF_NOEXIST);
+	if (!failed)
+		return wag_nat_found(search, WAG_REASON_NONE);
+	if (failed != -WAG_EEXIST)
+		return wag_nat_found(search, WAG_REASON_NAT_FULL);
+	other = bpf_map_lookup_elem(&wag_nat, &scratch->answer);
+	if (!other)
+		return 0; /* gone at this moment: the next turn settles it */
+	search->reason = WAG_REASON_NAT_PORTS;
+	if (!wag_tuple_equal(&other->to, &scratch->entry.to))
+		return 0;
+	/* left over from the same flow */
+	if (bpf_map_update_elem(&wag_nat, &scratch->answer, &scratch->entry, BPF_ANY))
+		return wag_nat_found(search, WAG_REASON_NAT_FULL);
+	return wag_nat_found(search, WAG_REASON_NONE);
+}
+
+/*
+ * Writes the two entries of a new flow, which belongs to no Service where `revision` is 0. scratch->to holds client (or
+ * node) → backend. Its source port is a random one where the source is the node; otherwise it changes only when another
+ * flow to the same backend has it already, translated or not, which also keeps apart several Services in front of one
+ * backend. A bpf_loop for the verifier's sake: unrolled, the tries were most of what it had to walk (183,000
+ * instructions). Returns enum wag_reason.
+ */
+static __noinline int wag_nat_create(wag_ctx *ctx, struct wag_packet *packet, struct wag_scratch *scratch, __u32 revision)
+{
+	struct wag_nat_search search = { .ctx = ctx, .scratch = scratch, .reason = WAG_REASON_NAT_PORTS };
+
+	if (!packet || !scratch)
+		return WAG_REASON_NAT_PORTS;
+	/* What the tuple had before; of UDP, which moves with its backends and not as its client likes, answers may still come. */
+	if (packet->tuple.proto == IPPROTO_TCP)
+		wag_nat_forget(&packet->tuple, -1ULL);
+	wag_tuple_reverse(&scratch->entry.to, &packet->tuple);
+	scratch->entry.revision = 0;
+	scratch->entry.flags = 0;
+	scratch->entry.seen_ns = bpf_ktime_get_ns();
+	scratch->entry.number = wag_nat_number();
+	search.random = !wag_addr_equal(&scratch->to.src, &packet->tuple.src);
+	search.direct = !revision && !search.random;
+	search.first = packet->tuple.proto == IPPROTO_TCP && packet->begins;
+	bpf_loop(WAG_NAT_TRIES, wag_nat_try, &search, 0);
+	if (!search.done || search.reason)
+		return search.reason;
+
+	scratch->entry.to = scratch->to;
+	scratch->entry.revision = revision;
+	scratch->entry.flags = WAG_NAT_FORWARD;
+	if (bpf_map_update_elem(&wag_nat, &packet->tuple, &scratch->entry, BPF_ANY)) {
+		bpf_map_delete_elem(&wag_nat, &scratch->answer);
 		return WAG_REASON_NAT_FULL;
 	}
+	wag_nat_displace(&packet->tuple, scratch->entry.number);
 	return WAG_REASON_NONE;
+}
+
+/*
+ * An entry for one direction alone: packets with the tuple `key` become scratch->to. `how`: as bpf_map_update_elem takes
+ * it. Returns what that does.
+ */
+WAG_INLINE long wag_nat_create_alone(struct wag_scratch *scratch, const struct wag_tuple *key, __u32 revision, __u32 flags,
+				     __u64 how)
+{
+	long failed;
+
+	scratch->entry.to = scratch->to;
+	scratch->entry.revision = revision;
+	scratch->entry.flags = WAG_NAT_FORWARD | WAG_NAT_ALONE | flags;
+	scratch->entry.seen_ns = bpf_ktime_get_ns();
+	scratch->entry.number = wag_nat_number();
+	failed = bpf_map_update_elem(&wag_nat, key, &scratch->entry, how);
+	if (!failed)
+		wag_nat_displace(key, scratch->entry.number);
+	return failed;
+}
+
+/*
+ * The packet becomes `to` and goes its way. Hooks that see what the host stack has routed already, only rewrite. What
+ * XDP cannot deliver is left as it is, for tc.
+ */
+static __noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
+{
+	enum wag_verdict verdict = WAG_PASS;
+
+	if (!packet || !to)
+		return WAG_DROP;
+	if (packet->hook != WAG_HOOK_POD_INGRESS && packet->hook != WAG_HOOK_NODE_EGRESS)
+		verdict = wag_route(ctx, packet, to);
+	if (verdict == WAG_REJECT || verdict == WAG_DROP)
+		return verdict;
+#ifdef WAG_XDP
+	if (verdict == WAG_PASS)
+		return verdict;
+#endif
+	if (wag_rewrite(ctx, packet, to))
+		return wag_drop(packet, WAG_REASON_REWRITE);
+	packet->translated = 1;
+	return verdict;
 }
 
 /* May the flow go on to the backend it has? `service` is the frontend it came in by, as it is now. */
 WAG_INLINE bool wag_nat_valid(struct wag_nat *nat, const struct wag_packet *packet, const struct wag_service *service)
 {
-	if (packet->tuple.proto == IPPROTO_TCP) {
-		/* established flows keep their backend; the port may be used again after the flow has closed */
-		bool syn = (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) == WAG_TCP_SYN;
-
-		if (!syn)
-			return true;
-		if (nat->flags & WAG_NAT_CLOSING)
-			return false;
-	}
+	/* established connections keep their backend; the port may be used again after one has closed */
+	if (wag_is_established(packet))
+		return true;
+	if (nat->flags & WAG_NAT_ENDING)
+		return false;
+	if (packet->tuple.proto == IPPROTO_TCP)
+		wag_nat_renew(&packet->tuple, nat); /* the backend may have closed */
 	if (nat->revision == service->revision)
 		return true;
-	if (!wag_backend_serves(service, &nat->to.dst, nat->to.dport))
+	/* nothing serves: UDP has nowhere to go, and is left alone (semantics.md section 4) */
+	if (packet->tuple.proto == IPPROTO_UDP && !service->count && !service->draining)
+		return true;
+	if (!wag_backend_keeps(service, &nat->to.dst, nat->to.dport))
 		return false;
 	nat->revision = service->revision;
 	return true;
 }
 
-/* A function of its own, so that its key is not on the stack of everything else. */
-static __noinline int wag_translation_record(struct wag_packet *packet, struct wag_tuple *to)
+/*
+ * The client's packets found their entry: do the replies have theirs? Whoever used the port again while only this half
+ * is left would lose every answer. Puts the other half back where it is gone; 0: another flow has it now.
+ */
+static __noinline int wag_nat_mend(struct wag_packet *packet, struct wag_tuple *to)
 {
-	struct wag_flow_key flow = {};
+	struct wag_nat entry = {};
+	struct wag_tuple key;
+	struct wag_nat *replies;
 
 	if (!packet || !to)
 		return 0;
-	flow.src = packet->tuple.src;
-	flow.frontend = packet->tuple.dst;
-	flow.backend = to->dst;
-	flow.fport = packet->tuple.dport;
-	flow.bport = to->dport;
-	flow.proto = to->proto;
-	flow.hook = packet->hook;
-	return wag_flow_record(&flow);
-}
-
-/*
- * Client → Service: finds or makes the flow's translation and applies it. The new source is the client, or this node
- * when `snat` says that replies would otherwise not come back here.
- */
-static __noinline int wag_service_translate(struct __sk_buff *skb, struct wag_packet *packet,
-					    struct wag_service *service, __u32 is_node_ingress)
-{
-	struct wag_endpoint *local, *client;
-	struct wag_backend *backend;
-	struct wag_tuple to = {};
-	struct wag_nat *nat;
-	int reason;
-
-	if (!packet || !service)
-		return WAG_REASON_STALE_BACKEND;
-	nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
-	if (nat && (nat->flags & WAG_NAT_FORWARD) && wag_nat_valid(nat, packet, service)) {
-		wag_nat_touch(nat, packet);
-		to = nat->to;
-		packet->translated = 1;
-		return wag_rewrite(skb, packet, &to) ? WAG_REASON_REWRITE : WAG_REASON_NONE;
-	}
-	if (!service->count)
-		return WAG_REASON_NO_BACKEND;
-	backend = wag_backend_pick(service);
-	if (!backend)
-		return WAG_REASON_STALE_BACKEND;
-
-	to = packet->tuple;
-	to.dst = backend->addr;
-	to.dport = backend->port;
-	local = wag_endpoint_find(&backend->addr);
-	client = wag_endpoint_find(&packet->tuple.src);
-	/*
-	 * Replies must come back through here: a remote backend would answer an outside client directly, and a pod that
-	 * was sent to itself would not answer at all.
-	 */
-	if ((is_node_ingress && !local) || wag_addr_equal(&to.src, &to.dst)) {
-		bool v4 = packet->eth_proto == bpf_htons(ETH_P_IP);
-		__u64 low = v4 ? wag_node_ip4.half[1] : wag_node_ip6.half[1];
-		__u64 high = v4 ? wag_node_ip4.half[0] : wag_node_ip6.half[0];
-
-		if (!low && !high)
-			return WAG_REASON_NO_NODE_IP;
-		to.src.half[0] = high;
-		to.src.half[1] = low;
-		client = wag_endpoint_find(&to.src);
-	}
-	reason = wag_nat_create(skb, packet, &to, service->revision);
-	if (reason)
-		return reason;
-	/* Both ends must look at wag_nat: the one that answers, and the one that the answers go to. */
-	wag_endpoint_mark_nat(local);
-	wag_endpoint_mark_nat(client);
-	wag_count(WAG_COUNTER_PACKET_LB);
-	if (wag_events)
-		wag_translation_record(packet, &to);
-	packet->translated = 1;
-	return wag_rewrite(skb, packet, &to) ? WAG_REASON_REWRITE : WAG_REASON_NONE;
+	wag_tuple_reverse(&key, to);
+	wag_tuple_reverse(&entry.to, &packet->tuple);
+	replies = bpf_map_lookup_elem(&wag_nat, &key);
+	if (replies)
+		return wag_tuple_equal(&replies->to, &entry.to);
+	entry.seen_ns = bpf_ktime_get_ns();
+	return !bpf_map_update_elem(&wag_nat, &key, &entry, BPF_NOEXIST);
 }
 
 /*
  * A packet that is not for a Service, from or to an address with translated flows: applies the flow's translation if it
  * has one. If it has none, but its replies would be taken for those of a translated flow (the same ends met through a
  * Service and now meet directly, or a port of SNAT is now a port of the node's own), it gets a source port of its own.
- * Only the first packet can: an established flow is left as it is. Returns 1: translated, 0: untouched, -1: failed.
+ * Only the first packet can: an established flow is left as it is. WAG_NEXT: not of a translated flow.
  */
-static __noinline int wag_nat_pass(struct __sk_buff *skb, struct wag_packet *packet)
+static __noinline int wag_nat_pass(wag_ctx *ctx, struct wag_packet *packet)
 {
-	struct wag_tuple to;
+	struct wag_scratch *scratch = wag_scratch_get();
 	struct wag_nat *nat;
 
-	if (!packet || skb->mark == WAG_MARK)
-		return 0;
+	if (!packet || !scratch || wag_is_marked(ctx))
+		return WAG_NEXT;
 	nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
+	if (nat && (nat->flags & WAG_NAT_FORWARD) && nat->revision && !wag_is_established(packet)) {
+		/*
+		 * Left by a Service that is gone: whoever begins anew must not reach its former backend. What that
+		 * one still answers is turned back, as long as the sweep leaves it.
+		 */
+		bpf_map_delete_elem(&wag_nat, &packet->tuple);
+		return WAG_NEXT;
+	}
+	if (nat && (nat->flags & WAG_NAT_FORWARD) && packet->tuple.proto == IPPROTO_TCP && packet->begins)
+		wag_nat_renew(&packet->tuple, nat);
 	if (nat) {
 		wag_nat_touch(nat, packet);
-		to = nat->to;
+		scratch->to = nat->to;
+#ifndef WAG_XDP
+		if ((nat->flags & (WAG_NAT_TUNNEL | WAG_NAT_FORWARD)) == WAG_NAT_TUNNEL &&
+		    packet->tcp_flags & WAG_TCP_SYN)
+			wag_lower_mss(ctx, packet); /* only of local backends, which XDP never hears */
+#endif
 	} else {
-		if (packet->tuple.proto == IPPROTO_TCP &&
-		    (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN)
-			return 0;
-		wag_tuple_reverse(&to, &packet->tuple);
-		nat = bpf_map_lookup_elem(&wag_nat, &to);
+		if (!packet->begins || packet->later_fragment)
+			return WAG_NEXT;
+		wag_tuple_reverse(&scratch->to, &packet->tuple);
+		nat = bpf_map_lookup_elem(&wag_nat, &scratch->to);
 		if (!nat || (nat->flags & WAG_NAT_FORWARD))
-			return 0;
-		to = packet->tuple;
-		if (wag_nat_create(skb, packet, &to, 0))
-			return 0; /* no port: as good as before */
+			return WAG_NEXT;
+		scratch->to = packet->tuple;
+		if (wag_nat_create(ctx, packet, scratch, 0))
+			return WAG_NEXT; /* no port: as good as before */
 	}
-	if (wag_rewrite(skb, packet, &to))
-		return -1;
-	packet->translated = 1;
-	return 1;
+	return wag_translate(ctx, packet, &scratch->to);
+}
+
+/* The entry of a reply to a translated flow; NULL for anything else. */
+WAG_INLINE struct wag_nat *wag_nat_reply(const struct wag_packet *packet)
+{
+	struct wag_nat *nat = bpf_map_lookup_elem(&wag_nat, &packet->tuple);
+
+	return nat && !(nat->flags & WAG_NAT_FORWARD) ? nat : NULL;
 }
 
 #endif

@@ -13,20 +13,36 @@ enum wag_verdict {
 	WAG_TO_POD = 1,   /* straight into a local pod */
 	WAG_TO_WIRE = 2,  /* out of another interface, by the kernel's routes */
 	WAG_DROP = 3,     /* with a reason */
+	WAG_REJECT = 4,   /* as a drop, and the sender is told at once: TCP reset or ICMP error */
+	WAG_NEXT = 5,     /* not decided here: the program goes on */
+	WAG_SEND_BACK = 6, /* the packet is its own answer by now and goes back where it came from */
 };
 
 enum wag_reason {
 	WAG_REASON_NONE = 0,
 	WAG_REASON_MALFORMED = 1,     /* IP or transport header cut short or impossible */
 	WAG_REASON_NO_BACKEND = 2,    /* a Service without any usable endpoint */
-	WAG_REASON_FRAGMENT = 3,      /* a later fragment to a Service address: ports unknown */
+	WAG_REASON_FRAGMENT = 3,      /* a later fragment to a Service whose first one was not translated here */
 	WAG_REASON_NAT_PORTS = 4,     /* no free source port for SNAT */
 	WAG_REASON_NAT_FULL = 5,      /* the NAT table took no entry */
 	WAG_REASON_REWRITE = 6,       /* the packet could not be rewritten */
 	WAG_REASON_NO_NODE_IP = 7,    /* SNAT needed, but this node has no address of the family */
 	WAG_REASON_STALE_BACKEND = 8, /* the backend record is missing: tables are inconsistent */
-	WAG_REASON_MAX = 16,
+	WAG_REASON_NO_LOCAL_BACKEND = 9, /* traffic policy Local, and the usable endpoints are on other nodes */
+	WAG_REASON_SOURCE_RANGE = 10,    /* the client is in none of the Service's loadBalancerSourceRanges */
+	WAG_REASON_NO_PORT = 11,         /* a cluster address of a Service, and a port that none defines there */
+	WAG_REASON_FREE_ADDRESS = 12,    /* an address of a Service range that no Service has */
+	WAG_REASON_TOO_BIG = 13, /* translated, it does not fit the way to the backend; the sender is told */
+	WAG_REASON_EXPIRED = 14, /* translated, and its time to live is over; the sender is told */
+	WAG_REASON_NO_ROUTE = 15, /* no route to the backend's node */
+	WAG_REASON_MAX = 32,
 };
+
+/* Is the sender told at once? Nothing will ever listen there, and nobody else could answer. */
+static inline __attribute__((always_inline)) int wag_reason_rejects(enum wag_reason reason)
+{
+	return reason == WAG_REASON_NO_BACKEND || reason == WAG_REASON_NO_PORT;
+}
 
 enum wag_hook {
 	WAG_HOOK_SOCKET = 0,
@@ -34,6 +50,7 @@ enum wag_hook {
 	WAG_HOOK_POD_INGRESS = 2,
 	WAG_HOOK_NODE_INGRESS = 3,
 	WAG_HOOK_NODE_EGRESS = 4,
+	WAG_HOOK_XDP = 5,
 	WAG_HOOK_MAX = 8,
 };
 

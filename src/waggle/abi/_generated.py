@@ -37,6 +37,8 @@ class Counter(IntEnum):
     SOCKET_LB = 1
     PACKET_LB = 2
     UDP_SLOT = 3
+    MASQUERADE = 4
+    DSR = 5
     MAX = 8
 
 
@@ -47,6 +49,9 @@ class Verdict(IntEnum):
     TO_POD = 1
     TO_WIRE = 2
     DROP = 3
+    REJECT = 4
+    NEXT = 5
+    SEND_BACK = 6
 
 
 class Reason(IntEnum):
@@ -61,7 +66,14 @@ class Reason(IntEnum):
     REWRITE = 6
     NO_NODE_IP = 7
     STALE_BACKEND = 8
-    MAX = 16
+    NO_LOCAL_BACKEND = 9
+    SOURCE_RANGE = 10
+    NO_PORT = 11
+    FREE_ADDRESS = 12
+    TOO_BIG = 13
+    EXPIRED = 14
+    NO_ROUTE = 15
+    MAX = 32
 
 
 class Hook(IntEnum):
@@ -72,6 +84,7 @@ class Hook(IntEnum):
     POD_INGRESS = 2
     NODE_INGRESS = 3
     NODE_EGRESS = 4
+    XDP = 5
     MAX = 8
 
 
@@ -80,12 +93,33 @@ class EndpointFlag(IntFlag):
 
     POD = 1
     NODE = 2
+    NODEPORT = 4
+
+
+class NetnsId(IntEnum):
+    """enum wag_netns_id."""
+
+    NODE = -1
+    UNKNOWN = -2
 
 
 class ServiceFlag(IntFlag):
     """enum wag_service_flag."""
 
     NODEPORT = 1
+    HAS_EXTERNAL = 2
+    KEEP_CLIENT = 4
+    EMPTY_DROP = 8
+    DSR = 32
+    BY_HASH = 16
+    HOST_PORT = 256
+
+
+class Scope(IntEnum):
+    """enum wag_scope."""
+
+    INTERNAL = 0
+    EXTERNAL = 1
 
 
 class NatFlag(IntFlag):
@@ -93,6 +127,24 @@ class NatFlag(IntFlag):
 
     FORWARD = 1
     CLOSING = 2
+    TUNNEL = 4
+    ALONE = 8
+    ANSWERED = 16
+    RESET = 64
+    CONFIRMED = 32
+
+
+class VipFlag(IntFlag):
+    """enum wag_vip_flag."""
+
+    CLUSTER_IP = 1
+
+
+class ServiceRangeFlag(IntFlag):
+    """enum wag_service_range_flag."""
+
+    USED = 1
+    STRAYS = 2
 
 
 EVENT_SIZE = 88
@@ -177,18 +229,113 @@ class Event(NamedTuple):
         return cls.of(*_EVENT.unpack(raw))
 
 
-ENDPOINT_SIZE = 24
-_ENDPOINT = Struct("=II6s6sI")
+MAGLEV_BACKEND_SIZE = 24
+_MAGLEV_BACKEND = Struct("=IIIII4x")
+
+
+class MaglevBackend(NamedTuple):
+    """struct wag_maglev_backend: 24 bytes."""
+
+    start: int
+    step: int
+    weight: int
+    credit: int
+    next: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.start,
+            self.step,
+            self.weight,
+            self.credit,
+            self.next,
+        )
+
+    def pack(self) -> bytes:
+        return _MAGLEV_BACKEND.pack(self.start, self.step, self.weight, self.credit, self.next)
+
+    @classmethod
+    def of(cls, *v: Any) -> MaglevBackend:
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> MaglevBackend:
+        return cls.of(*_MAGLEV_BACKEND.unpack(raw))
+
+
+MAGLEV_REQUEST_SIZE = 12
+_MAGLEV_REQUEST = Struct("=III")
+
+
+class MaglevRequest(NamedTuple):
+    """struct wag_maglev_request: 12 bytes."""
+
+    id: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+    greatest: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.id,
+            self.count,
+            self.greatest,
+        )
+
+    def pack(self) -> bytes:
+        return _MAGLEV_REQUEST.pack(self.id, self.count, self.greatest)
+
+    @classmethod
+    def of(cls, *v: Any) -> MaglevRequest:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> MaglevRequest:
+        return cls.of(*_MAGLEV_REQUEST.unpack(raw))
+
+
+SERVICE_RANGE_SIZE = 40
+_SERVICE_RANGE = Struct("=16s16sI4x")
+
+
+class ServiceRange(NamedTuple):
+    """struct wag_service_range: 40 bytes."""
+
+    network: bytes
+    mask: bytes
+    flags: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.network,
+            self.mask,
+            self.flags,
+        )
+
+    def pack(self) -> bytes:
+        return _SERVICE_RANGE.pack(self.network, self.mask, self.flags)
+
+    @classmethod
+    def of(cls, *v: Any) -> ServiceRange:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ServiceRange:
+        return cls.of(*_SERVICE_RANGE.unpack(raw))
+
+
+ENDPOINT_SIZE = 28
+_ENDPOINT = Struct("=II6s6sIi")
 
 
 class Endpoint(NamedTuple):
-    """struct wag_endpoint: 24 bytes."""
+    """struct wag_endpoint: 28 bytes."""
 
     ifindex: int
     flags: int
     pod_mac: bytes
     host_mac: bytes
     nat_used: int
+    netns: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -197,14 +344,15 @@ class Endpoint(NamedTuple):
             self.pod_mac,
             self.host_mac,
             self.nat_used,
+            self.netns,
         )
 
     def pack(self) -> bytes:
-        return _ENDPOINT.pack(self.ifindex, self.flags, self.pod_mac, self.host_mac, self.nat_used)
+        return _ENDPOINT.pack(self.ifindex, self.flags, self.pod_mac, self.host_mac, self.nat_used, self.netns)
 
     @classmethod
     def of(cls, *v: Any) -> Endpoint:
-        return cls(v[0], v[1], v[2], v[3], v[4])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Endpoint:
@@ -288,8 +436,174 @@ class Flow(NamedTuple):
         return cls.of(*_FLOW.unpack(raw))
 
 
+FRAGMENT_KEY_SIZE = 40
+_FRAGMENT_KEY = Struct("=16s16sIB3x")
+
+
+class FragmentKey(NamedTuple):
+    """struct wag_fragment_key: 40 bytes."""
+
+    src: bytes
+    dst: bytes
+    id: int
+    proto: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.src,
+            self.dst,
+            self.id,
+            self.proto,
+        )
+
+    def pack(self) -> bytes:
+        return _FRAGMENT_KEY.pack(self.src, self.dst, self.id, self.proto)
+
+    @classmethod
+    def of(cls, *v: Any) -> FragmentKey:
+        return cls(v[0], v[1], v[2], v[3])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> FragmentKey:
+        return cls.of(*_FRAGMENT_KEY.unpack(raw))
+
+
+FRAGMENT_SIZE = 4
+_FRAGMENT = Struct("=HH")
+
+
+class Fragment(NamedTuple):
+    """struct wag_fragment: 4 bytes."""
+
+    sport: int
+    dport: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            _swap16(self.sport),
+            _swap16(self.dport),
+        )
+
+    def pack(self) -> bytes:
+        return _FRAGMENT.pack(_swap16(self.sport), _swap16(self.dport))
+
+    @classmethod
+    def of(cls, *v: Any) -> Fragment:
+        return cls(_swap16(v[0]), _swap16(v[1]))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Fragment:
+        return cls.of(*_FRAGMENT.unpack(raw))
+
+
+UPLINK_SIZE = 8
+_UPLINK = Struct("=6s2x")
+
+
+class Uplink(NamedTuple):
+    """struct wag_uplink: 8 bytes."""
+
+    mac: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (self.mac,)
+
+    def pack(self) -> bytes:
+        return _UPLINK.pack(self.mac)
+
+    @classmethod
+    def of(cls, *v: Any) -> Uplink:
+        return cls(v[0])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Uplink:
+        return cls.of(*_UPLINK.unpack(raw))
+
+
+HEALTH_KEY_SIZE = 4
+_HEALTH_KEY = Struct("=HH")
+
+
+class HealthKey(NamedTuple):
+    """struct wag_health_key: 4 bytes."""
+
+    port: int
+    family: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            _swap16(self.port),
+            self.family,
+        )
+
+    def pack(self) -> bytes:
+        return _HEALTH_KEY.pack(_swap16(self.port), self.family)
+
+    @classmethod
+    def of(cls, *v: Any) -> HealthKey:
+        return cls(_swap16(v[0]), v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> HealthKey:
+        return cls.of(*_HEALTH_KEY.unpack(raw))
+
+
+HEALTH_SIZE = 132
+_HEALTH = Struct("=I64s64s")
+
+
+class Health(NamedTuple):
+    """struct wag_health: 132 bytes."""
+
+    endpoints: int
+    namespace: bytes
+    name: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.endpoints,
+            self.namespace,
+            self.name,
+        )
+
+    def pack(self) -> bytes:
+        return _HEALTH.pack(self.endpoints, self.namespace, self.name)
+
+    @classmethod
+    def of(cls, *v: Any) -> Health:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Health:
+        return cls.of(*_HEALTH.unpack(raw))
+
+
+MAGLEV_SIZE = 8192
+_MAGLEV = Struct("=8192s")
+
+
+class Maglev(NamedTuple):
+    """struct wag_maglev: 8192 bytes."""
+
+    slot: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (self.slot,)
+
+    def pack(self) -> bytes:
+        return _MAGLEV.pack(self.slot)
+
+    @classmethod
+    def of(cls, *v: Any) -> Maglev:
+        return cls(v[0])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Maglev:
+        return cls.of(*_MAGLEV.unpack(raw))
+
+
 SERVICE_KEY_SIZE = 24
-_SERVICE_KEY = Struct("=16sHB5x")
+_SERVICE_KEY = Struct("=16sHBB4x")
 
 
 class ServiceKey(NamedTuple):
@@ -298,37 +612,44 @@ class ServiceKey(NamedTuple):
     addr: bytes
     port: int
     proto: int
+    scope: int
 
     def values(self) -> tuple[Any, ...]:
         return (
             self.addr,
             _swap16(self.port),
             self.proto,
+            self.scope,
         )
 
     def pack(self) -> bytes:
-        return _SERVICE_KEY.pack(self.addr, _swap16(self.port), self.proto)
+        return _SERVICE_KEY.pack(self.addr, _swap16(self.port), self.proto, self.scope)
 
     @classmethod
     def of(cls, *v: Any) -> ServiceKey:
-        return cls(v[0], _swap16(v[1]), v[2])
+        return cls(v[0], _swap16(v[1]), v[2], v[3])
 
     @classmethod
     def unpack(cls, raw: bytes) -> ServiceKey:
         return cls.of(*_SERVICE_KEY.unpack(raw))
 
 
-SERVICE_SIZE = 16
-_SERVICE = Struct("=IIII")
+SERVICE_SIZE = 40
+_SERVICE = Struct("=IIIHHIIQI4x")
 
 
 class Service(NamedTuple):
-    """struct wag_service: 16 bytes."""
+    """struct wag_service: 40 bytes."""
 
     offset: int
     count: int  # type: ignore[assignment]  # tuple has a method of this name
     revision: int
     flags: int
+    draining: int
+    affinity_s: int
+    id: int
+    ranges: int
+    maglev: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -336,14 +657,29 @@ class Service(NamedTuple):
             self.count,
             self.revision,
             self.flags,
+            self.draining,
+            self.affinity_s,
+            self.id,
+            self.ranges,
+            self.maglev,
         )
 
     def pack(self) -> bytes:
-        return _SERVICE.pack(self.offset, self.count, self.revision, self.flags)
+        return _SERVICE.pack(
+            self.offset,
+            self.count,
+            self.revision,
+            self.flags,
+            self.draining,
+            self.affinity_s,
+            self.id,
+            self.ranges,
+            self.maglev,
+        )
 
     @classmethod
     def of(cls, *v: Any) -> Service:
-        return cls(v[0], v[1], v[2], v[3])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Service:
@@ -380,6 +716,64 @@ class Backend(NamedTuple):
         return cls.of(*_BACKEND.unpack(raw))
 
 
+AFFINITY_KEY_SIZE = 24
+_AFFINITY_KEY = Struct("=16sI4x")
+
+
+class AffinityKey(NamedTuple):
+    """struct wag_affinity_key: 24 bytes."""
+
+    client: bytes
+    id: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.client,
+            self.id,
+        )
+
+    def pack(self) -> bytes:
+        return _AFFINITY_KEY.pack(self.client, self.id)
+
+    @classmethod
+    def of(cls, *v: Any) -> AffinityKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> AffinityKey:
+        return cls.of(*_AFFINITY_KEY.unpack(raw))
+
+
+AFFINITY_SIZE = 32
+_AFFINITY = Struct("=16sH6xQ")
+
+
+class Affinity(NamedTuple):
+    """struct wag_affinity: 32 bytes."""
+
+    addr: bytes
+    port: int
+    used_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.addr,
+            _swap16(self.port),
+            self.used_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _AFFINITY.pack(self.addr, _swap16(self.port), self.used_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> Affinity:
+        return cls(v[0], _swap16(v[1]), v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Affinity:
+        return cls.of(*_AFFINITY.unpack(raw))
+
+
 TUPLE_SIZE = 40
 _TUPLE = Struct("=16s16sHHB3x")
 
@@ -414,17 +808,18 @@ class Tuple(NamedTuple):
         return cls.of(*_TUPLE.unpack(raw))
 
 
-NAT_SIZE = 56
-_NAT = Struct("=16s16sHHB3xIIQ")
+NAT_SIZE = 64
+_NAT = Struct("=16s16sHHB3xIIQQ")
 
 
 class Nat(NamedTuple):
-    """struct wag_nat: 56 bytes."""
+    """struct wag_nat: 64 bytes."""
 
     to: Tuple
     revision: int
     flags: int
     seen_ns: int
+    number: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -432,30 +827,231 @@ class Nat(NamedTuple):
             self.revision,
             self.flags,
             self.seen_ns,
+            self.number,
         )
 
     def pack(self) -> bytes:
-        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns)
+        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
 
     @classmethod
     def of(cls, *v: Any) -> Nat:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7])
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Nat:
         return cls.of(*_NAT.unpack(raw))
 
 
+NAT_YOUNG_SIZE = 48
+_NAT_YOUNG = Struct("=16s16sHHB3xQ")
+
+
+class NatYoung(NamedTuple):
+    """struct wag_nat_young: 48 bytes."""
+
+    key: Tuple
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.key.values(),
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_YOUNG.pack(*self.key.values(), self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatYoung:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatYoung:
+        return cls.of(*_NAT_YOUNG.unpack(raw))
+
+
+NAT_COUNT_SIZE = 16
+_NAT_COUNT = Struct("=QQ")
+
+
+class NatCount(NamedTuple):
+    """struct wag_nat_count: 16 bytes."""
+
+    begun: int
+    displaced: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.begun,
+            self.displaced,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_COUNT.pack(self.begun, self.displaced)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatCount:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatCount:
+        return cls.of(*_NAT_COUNT.unpack(raw))
+
+
+RANGE_KEY_SIZE = 28
+_RANGE_KEY = Struct("=I8s16s")
+
+
+class RangeKey(NamedTuple):
+    """struct wag_range_key: 28 bytes."""
+
+    prefix: int
+    ranges: bytes
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.prefix,
+            self.ranges,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _RANGE_KEY.pack(self.prefix, self.ranges, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> RangeKey:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> RangeKey:
+        return cls.of(*_RANGE_KEY.unpack(raw))
+
+
+SCRATCH_SIZE = 144
+_SCRATCH = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3xIIQQ")
+
+
+class Scratch(NamedTuple):
+    """struct wag_scratch: 144 bytes."""
+
+    to: Tuple
+    answer: Tuple
+    entry: Nat
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.to.values(),
+            *self.answer.values(),
+            *self.entry.values(),
+        )
+
+    def pack(self) -> bytes:
+        return _SCRATCH.pack(*self.to.values(), *self.answer.values(), *self.entry.values())
+
+    @classmethod
+    def of(cls, *v: Any) -> Scratch:
+        return cls(
+            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
+            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
+            Nat.of(v[10], v[11], v[12], v[13], v[14], v[15], v[16], v[17], v[18]),
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Scratch:
+        return cls.of(*_SCRATCH.unpack(raw))
+
+
+NETNS_SIZE = 32
+_NETNS = Struct("=16s16s")
+
+
+class Netns(NamedTuple):
+    """struct wag_netns: 32 bytes."""
+
+    ip4: bytes
+    ip6: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ip4,
+            self.ip6,
+        )
+
+    def pack(self) -> bytes:
+        return _NETNS.pack(self.ip4, self.ip6)
+
+    @classmethod
+    def of(cls, *v: Any) -> Netns:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Netns:
+        return cls.of(*_NETNS.unpack(raw))
+
+
+SWEEP_SIZE = 64
+_SWEEP = Struct("=16s16sQQQII")
+
+
+class Sweep(NamedTuple):
+    """struct wag_sweep: 64 bytes."""
+
+    timer: bytes
+    work: bytes
+    sweeps: int
+    expired: int
+    took_ns: int
+    entries: int
+    confirmed: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.timer,
+            self.work,
+            self.sweeps,
+            self.expired,
+            self.took_ns,
+            self.entries,
+            self.confirmed,
+        )
+
+    def pack(self) -> bytes:
+        return _SWEEP.pack(self.timer, self.work, self.sweeps, self.expired, self.took_ns, self.entries, self.confirmed)
+
+    @classmethod
+    def of(cls, *v: Any) -> Sweep:
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], v[6])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Sweep:
+        return cls.of(*_SWEEP.unpack(raw))
+
+
 #: map → (type of the key, type of the value); None where the map has none
 MAPS: dict[str, tuple[Any, Any]] = {
+    "wag_affinity": (AffinityKey, Affinity),
     "wag_backends": (U32, Backend),
     "wag_counters": (U32, U64),
     "wag_drops": (U32, U64),
     "wag_endpoints": (Address, Endpoint),
     "wag_events_rb": (None, None),
     "wag_flows": (FlowKey, Flow),
+    "wag_fragments": (FragmentKey, Fragment),
+    "wag_health": (HealthKey, Health),
+    "wag_maglev": (U32, Maglev),
     "wag_nat": (Tuple, Nat),
+    "wag_nat_counts": (U32, NatCount),
+    "wag_nat_young": (U32, NatYoung),
+    "wag_netns": (U64, Netns),
+    "wag_overdue": (U32, U64),
+    "wag_scratch": (U32, Scratch),
     "wag_services": (ServiceKey, Service),
+    "wag_source_ranges": (RangeKey, U32),
+    "wag_svc_ranges": (U32, ServiceRange),
+    "wag_sweeps": (U32, Sweep),
+    "wag_uplinks": (U32, Uplink),
+    "wag_vips": (Address, U32),
 }
 
 #: load-time constant → what it means
@@ -463,39 +1059,99 @@ CONFIG: dict[str, str] = {
     "wag_event_ns": "shortest time between two events of one flow, in nanoseconds",
     "wag_events": "1: Service translations are aggregated per flow and emitted as events",
     "wag_host_cookie": "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort",
+    "wag_loopback_nodeport": "1: the node's own sockets reach NodePorts by loopback addresses",
+    "wag_masquerade": "1: what pods send out of the cluster gets the node's address",
     "wag_node_ip4": "IPv4 address of this node: source of SNAT; all zero when it has none",
     "wag_node_ip6": "IPv6 address of this node: source of SNAT; all zero when it has none",
+    "wag_non_masquerade": "networks that know a way to pods: nothing sent there is masqueraded",
     "wag_snat_max": "highest source port that SNAT picks",
-    "wag_snat_min": "lowest source port that SNAT picks when the client's own is taken",
+    "wag_snat_min": "lowest source port that SNAT picks",
+    "wag_sweep_seconds": "time between two sweeps over the NAT table, in seconds",
+    "wag_tcp_seconds": "how long a translated TCP connection lives without a packet, in seconds",
+    "wag_udp_seconds": "how long a translated UDP flow lives without a packet, in seconds",
+    "wag_young_flows": "so many flows may have begun and not be confirmed: the size of wag_nat_young",
 }
 
 #: object → load-time constant → (offset, size) in .rodata
 CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
     "socket": {
-        "wag_event_ns": (48, 8),
-        "wag_events": (40, 1),
+        "wag_event_ns": (592, 8),
+        "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
+        "wag_loopback_nodeport": (40, 1),
+        "wag_masquerade": (64, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
+        "wag_non_masquerade": (72, 520),
         "wag_snat_max": (44, 2),
         "wag_snat_min": (42, 2),
+        "wag_sweep_seconds": (60, 4),
+        "wag_tcp_seconds": (52, 4),
+        "wag_udp_seconds": (56, 4),
+        "wag_young_flows": (48, 4),
     },
     "pod": {
-        "wag_event_ns": (48, 8),
-        "wag_events": (40, 1),
+        "wag_event_ns": (592, 8),
+        "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
+        "wag_loopback_nodeport": (40, 1),
+        "wag_masquerade": (64, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
+        "wag_non_masquerade": (72, 520),
         "wag_snat_max": (44, 2),
         "wag_snat_min": (42, 2),
+        "wag_sweep_seconds": (60, 4),
+        "wag_tcp_seconds": (52, 4),
+        "wag_udp_seconds": (56, 4),
+        "wag_young_flows": (48, 4),
     },
     "node": {
-        "wag_event_ns": (48, 8),
-        "wag_events": (40, 1),
+        "wag_event_ns": (592, 8),
+        "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
+        "wag_loopback_nodeport": (40, 1),
+        "wag_masquerade": (64, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
+        "wag_non_masquerade": (72, 520),
         "wag_snat_max": (44, 2),
         "wag_snat_min": (42, 2),
+        "wag_sweep_seconds": (60, 4),
+        "wag_tcp_seconds": (52, 4),
+        "wag_udp_seconds": (56, 4),
+        "wag_young_flows": (48, 4),
+    },
+    "xdp": {
+        "wag_event_ns": (592, 8),
+        "wag_events": (41, 1),
+        "wag_host_cookie": (32, 8),
+        "wag_loopback_nodeport": (40, 1),
+        "wag_masquerade": (64, 1),
+        "wag_node_ip4": (0, 16),
+        "wag_node_ip6": (16, 16),
+        "wag_non_masquerade": (72, 520),
+        "wag_snat_max": (44, 2),
+        "wag_snat_min": (42, 2),
+        "wag_sweep_seconds": (60, 4),
+        "wag_tcp_seconds": (52, 4),
+        "wag_udp_seconds": (56, 4),
+        "wag_young_flows": (48, 4),
+    },
+    "sweep": {
+        "wag_event_ns": (592, 8),
+        "wag_events": (41, 1),
+        "wag_host_cookie": (32, 8),
+        "wag_loopback_nodeport": (40, 1),
+        "wag_masquerade": (64, 1),
+        "wag_node_ip4": (0, 16),
+        "wag_node_ip6": (16, 16),
+        "wag_non_masquerade": (72, 520),
+        "wag_snat_max": (44, 2),
+        "wag_snat_min": (42, 2),
+        "wag_sweep_seconds": (60, 4),
+        "wag_tcp_seconds": (52, 4),
+        "wag_udp_seconds": (56, 4),
+        "wag_young_flows": (48, 4),
     },
 }

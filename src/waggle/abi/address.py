@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from functools import lru_cache
 
@@ -23,6 +24,13 @@ def pack_address(text: str) -> bytes:
         return V4_PREFIX + socket.inet_pton(socket.AF_INET, text)
     except OSError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
+
+
+def pack_network(text: str) -> bytes:
+    """32 bytes of a network in text: address and mask (struct wag_network). Raises ValueError for anything else."""
+    network = ipaddress.ip_network(text)
+    mask = network.netmask.packed
+    return pack_address(str(network.network_address)) + (b"\xff" * 12 if len(mask) == 4 else b"") + mask
 
 
 def unpack_address(raw: bytes) -> str:

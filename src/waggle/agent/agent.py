@@ -1,9 +1,9 @@
 """The agent of one node.
 
 Start: take the node (lock), load programs around the pinned maps, read the tables back, put programs on their hooks,
-answer CNI requests, start the sources. Nothing is removed from a table before every source has given its first full
-view, so a start in the middle of traffic changes nothing that is right. Afterwards every change is one pass: changed
-keys → plan → writes.
+answer CNI requests, start the sources. The Services of a source are programmed once it has given its first full view,
+whatever the other sources do; nothing is removed from a table before all of them have. So a start in the middle of
+traffic changes nothing that is right. Every change is one pass: changed keys → plan → writes.
 
 The data path does not need this process. Ending it, however, leaves everything in place.
 """
@@ -13,26 +13,54 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from waggle.agent.doctor import Doctor
+from waggle.agent.health import HealthSupervisor
+from waggle.agent.ports import PortGuard
+from waggle.agent.timing import ChangeTimes
 from waggle.config import AgentConfig
-from waggle.errors import KernelError, WaggleError
+from waggle.errors import KernelError, NotFound, WaggleError
 from waggle.kernel import probe
-from waggle.kernel.netlink import Monitor, Netlink
+from waggle.kernel.netlink import IPNetwork, Link, Monitor, Netlink
 from waggle.kernel.netns import call_in_netns, netns_cookie_of_self
 from waggle.metrics import Metrics
+from waggle.model.choice import NodeFacts
+from waggle.model.health import is_leaving
+from waggle.model.host_port import HostPortOwner, PodPorts, changed, faults, node_host_ports
 from waggle.model.interface import PodInterface
 from waggle.model.objects import ObjectKey
+from waggle.model.service import Balancing, Forwarding, ignored_annotations, open_families
+from waggle.model.vip import pod_cidrs, service_ranges, taken_networks
 from waggle.observe.events import EventReader
 from waggle.observe.names import Names
-from waggle.plan.services import plan_service
-from waggle.reconcile.datapath import Datapath, NodeAddresses, node_addresses, uplinks
-from waggle.reconcile.routes import PodRoute, pod_cidrs, sync_routes, wanted_routes
-from waggle.reconcile.services import Flush, ServiceTables
+from waggle.plan.health import local_policies_unmet, plan_health
+from waggle.plan.host_ports import plan_host_ports
+from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
+from waggle.plan.vips import plan_ranges, plan_vips
+from waggle.reconcile.cleanup import is_pod_interface
+from waggle.reconcile.datapath import (
+    Datapath,
+    NodeAddresses,
+    node_addresses,
+    nodeport_addresses,
+    pod_title,
+    uplinks,
+)
+from waggle.reconcile.forwarding import enable_forwarding
+from waggle.reconcile.health import HealthTable, Overdue
+from waggle.reconcile.health_process import HealthProcess
+from waggle.reconcile.maglev import MaglevTables
+from waggle.reconcile.ranges import SourceRanges
+from waggle.reconcile.routes import PodRoute, sync_routes, unaddressed_ranges, wanted_routes
+from waggle.reconcile.services import Flush, Owner, ServiceTables, named
+from waggle.reconcile.vips import Vips
 from waggle.sources.cni import CniService
+from waggle.sources.informer import ORIGIN as KUBERNETES
 from waggle.sources.kubernetes import KubernetesSource
 from waggle.sources.manifests import ManifestSource
 from waggle.sources.problem import Problem
@@ -43,6 +71,7 @@ log = logging.getLogger(__name__)
 SLICE = 1000  # Services planned and written before other work gets its turn
 SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
 EVENT_POLL_SECONDS = 0.1
+SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 
@@ -59,6 +88,9 @@ class Source(Protocol):
         """What is wrong now."""
 
 
+_ALL_NODES = ObjectKey("", "all nodes")  # who needs their addresses: every Service with direct server return
+
+
 class Agent:
     """Everything of one node, wired together."""
 
@@ -71,19 +103,45 @@ class Agent:
         self.node = NodeAddresses("", "", frozenset())
         self.devices: list[tuple[str, int]] = []
         self.sources: dict[str, Source] = {}
-        self.synced = False
+        self.attached = False  # the programs that this agent loaded are at work
+        self.synced = False  # everything that the sources know is in the tables, and nothing else
+        self.context = PlanContext(NodeFacts(config.node_name))
+        self._zones: dict[str, str] = {}
+        self.unplanned: dict[Owner, str] = {}
+        self.remarks: dict[ObjectKey, list[str]] = {}  # on Services that say what is not meant, or not known
+        self.host_ports: dict[HostPortOwner, PodPorts] = {}
+        self.written = Flush()  # since the start
         self.last_error = ""
         self.unrouted: dict[PodRoute, str] = {}
+        self.unaddressed: dict[IPNetwork, str] = {}
+        self.last_updated = self.started  # when everything known was in the tables
+        self.unmet: dict[ObjectKey, set[str]] = {}  # Services with a policy Local whose endpoints are elsewhere
+        self._times = ChangeTimes(self.started)
+        self._unwritten: Counter[str] = Counter()  # changes taken from the store, by kind, that are not in the tables
         self._dirty = asyncio.Event()
-        self._pending: set[ObjectKey] = set()
+        self._pending: set[Owner] = set()
+        self._pods_due = True
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sockets_due = asyncio.Event()
+        self.ports = PortGuard(self.datapath, config.state_dir)
         self._routes_due = True
+        self._ranges_due = True
+        self.unenforced: Mapping[str, str] = {}
         self._netlink = Netlink()
+        self._node_lock = threading.Lock()  # of what the node has: its addresses, its uplinks, the programs on them
+        self.pods_lock = threading.Lock()  # of pods' programs and endpoints: CNI requests against a new load
         self.tables: ServiceTables
+        self.ranges: SourceRanges
+        self.health: HealthTable
+        self.overdue: Overdue
+        self.health_ports: HealthSupervisor
+        self.vips: Vips
+        self.maglev: MaglevTables
+        self.kernel_sweeps = True
+        self.doctor = Doctor(self)
         self.events: EventReader
-        self.cni = CniService(
-            state_dir=config.state_dir, ranges=self.pod_ranges, mtu=self.mtu, datapath=_NamedPods(self)
-        )
-        self.names = Names(self.store, self.cni.pods)
+        self.cni: CniService
+        self.names = Names(self.store, lambda: self.cni.pods())
 
     # -- start and end ------------------------------------------------------------------------------------------
 
@@ -92,6 +150,10 @@ class Agent:
         probe.mount_bpffs()
         probe.require()
         self.datapath.lock()
+        # not before: it makes the state directory, and only the owner of the node may
+        self.cni = CniService(
+            state_dir=self.config.state_dir, ranges=self.pod_ranges, mtu=self.mtu, datapath=_NamedPods(self)
+        )
 
     def start_datapath(self) -> None:
         """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
@@ -100,13 +162,24 @@ class Agent:
         self.devices = uplinks(self.config.devices, self.node, self._netlink)
         enable_forwarding()
         self.datapath.load(self.node)
+        self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
         found = self.tables.adopt()
-        self.datapath.set_node_addresses(self.node.every)
-        self.datapath.attach_sockets()
-        self.datapath.attach_devices(self.devices)
+        self.ranges = SourceRanges(self.datapath.maps["wag_source_ranges"])
+        self.ranges.adopt()
+        self._start_health()
+        self.vips = Vips(self.datapath.maps["wag_vips"], self.datapath.maps["wag_svc_ranges"])
+        self.vips.adopt()
+        self.maglev = self.datapath.maglev_tables()
+        self.maglev.adopt()
+        self.datapath.set_node_addresses(self.node)
         self.cni.load()
-        self._restore_pods()
+        present = {link.index for link in self._netlink.links()}
+        self.datapath.forget_missing_pods(pod for pod in self.cni.pods() if pod.host_ifindex in present)
+        if self.datapath.serves_from_tables():
+            self._attach()
+        else:
+            log.info("the tables have a new layout: what is at work stays until they are full")
         self.events = EventReader(self.datapath.maps["wag_events_rb"], self.names)
         self.names.by_netns[netns_cookie_of_self()] = f"node {self.config.node_name}"
         log.info(
@@ -119,16 +192,45 @@ class Agent:
             len(self.cni.pods()),
         )
 
-    def _restore_pods(self) -> None:
-        present = {link.index for link in self._netlink.links()}
-        pods = [pod for pod in self.cni.pods() if pod.host_ifindex in present]
-        self.datapath.forget_missing_pods(pods)
-        for pod in pods:
-            try:
-                self.datapath.attach(pod)
-                self.name_pod(pod)
-            except KernelError as error:
-                log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
+    def _start_health(self) -> None:
+        maps = self.datapath.load_health()
+        self.overdue = Overdue(maps["wag_overdue"])
+        self.overdue.adopt()
+        self.health = HealthTable(maps["wag_health"], lambda: self.health_ports.notice())
+        self.health.adopt()
+        self.health_ports = HealthSupervisor(
+            HealthProcess(
+                self.datapath.map_dir,
+                maps["wag_health"].info.id,
+                self.config.api_socket,
+                self.datapath.cgroup_root,
+            ),
+            self.health,
+            lambda: nodeport_addresses(self.config.nodeport_addresses, self.node),
+            self.metrics,
+        )
+
+    def _attach(self) -> None:
+        with self._node_lock:
+            self.datapath.attach_sockets()
+            self.datapath.attach_devices(self.devices)
+            self._attach_pods()
+            self.datapath.forget_missing_netns()
+            self.attached = True
+
+    def _attach_pods(self) -> None:
+        """Pods may come and go meanwhile: each is attached as it is now, or not at all."""
+        for name in [pod.host_ifname for pod in self.cni.pods()]:
+            with self.pods_lock:
+                pod = next((pod for pod in self.cni.pods() if pod.host_ifname == name), None)
+                if pod is None:
+                    continue
+                try:
+                    self.datapath.attach(pod)
+                except KernelError as error:
+                    log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
+                    continue
+            self.name_pod(pod)
 
     def name_pod(self, pod: PodInterface) -> None:
         """Learns which pod a network namespace is, for events of its sockets."""
@@ -137,7 +239,8 @@ class Agent:
             cookie = call_in_netns(pod.netns, netns_cookie_of_self)
         except WaggleError:
             return  # the namespace is going away: its events stay without a name
-        self.names.by_netns[cookie] = f"pod {pod.namespace or 'default'}/{pod.name or pod.container_id[:12]}"
+        self.datapath.set_netns(cookie, map(str, pod.addresses), pod.host_ifname)
+        self.names.by_netns[cookie] = pod_title(pod)
 
     async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Runs until cancelled; `take_node` must have been called. `ready` is awaited when the data path stands.
@@ -145,7 +248,8 @@ class Agent:
         The sources begin to list while the programs load: most of the one is waiting for the network, most of the
         other is the kernel's work.
         """
-        self.store.on_change = self._dirty.set
+        self.store.on_change = self._noticed
+        self._loop = asyncio.get_running_loop()
         if self.config.manifests is not None:
             self.sources["manifests"] = ManifestSource(self.store, self.config.manifests)
         if self.config.kubeconfig is not None:
@@ -157,32 +261,55 @@ class Agent:
                 tasks.create_task(source.run(), name=f"source {name}")
             await asyncio.to_thread(self.start_datapath)
             await ready()
-            tasks.create_task(self._wait_for_sources(), name="sync")
+            for name, source in self.sources.items():
+                tasks.create_task(self._plan_when_synced(name, source), name=f"sync {name}")
             tasks.create_task(self._reconcile(), name="reconcile")
+            tasks.create_task(self._abort_stale_sockets(), name="sockets")
+            tasks.create_task(self.health_ports.run(), name="health ports")
+            tasks.create_task(self.ports.run(self.tables), name="ports")
             tasks.create_task(self._poll_events(), name="events")
             tasks.create_task(self._watch_interfaces(), name="interfaces")
             tasks.create_task(self._housekeeping(), name="housekeeping")
+            if self.config.drift_check:
+                tasks.create_task(self.doctor.run(self.config.drift_check), name="drift check")
 
-    async def _wait_for_sources(self) -> None:
-        for source in self.sources.values():
-            await source.synced.wait()
-        self._pending.update(self.store.services)
-        self.synced = True
+    def _noticed(self) -> None:
+        self._times.noticed()
+        self.metrics.last_queued.set_to_current_time()
         self._dirty.set()
+
+    async def _plan_when_synced(self, name: str, source: Source) -> None:
+        await source.synced.wait()
+        self._pending.update(key for key in self.store.services if self._source_of(key) == name)
+        self._dirty.set()
+
+    def _source_of(self, key: ObjectKey) -> str:
+        """Which source a known Service comes from: the API is one origin of the store, every manifest file is one."""
+        return "kubernetes" if self.store.owner("Service", key) == KUBERNETES else "manifests"
+
+    def _in_full_view(self, key: ObjectKey) -> bool:
+        """Whether everything there is to know of a Service is known; of one that is not there, whether it is gone."""
+        if key not in self.store.services:
+            return self.all_synced or bool(self.tables.rows(key))
+        return self.sources[self._source_of(key)].synced.is_set()
+
+    @property
+    def all_synced(self) -> bool:
+        """Every source has given its first full view."""
+        return all(source.synced.is_set() for source in self.sources.values())
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
-        first = True
+        self._dirty.set()
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            if not self.synced:
-                self.store.take_changes()  # the first pass plans everything anyhow
-                continue
             begin = time.monotonic()
             try:
-                wrote = await self._pass(first)
+                self.overdue.begin()
+                full = await self._pass()
+                self.overdue.done(in_sync=self.synced)
             except (WaggleError, OSError) as error:
                 self.metrics.sync_failures.inc()
                 self.last_error = str(error)
@@ -190,60 +317,198 @@ class Agent:
                 asyncio.get_running_loop().call_later(RETRY_SECONDS, self._dirty.set)
                 continue
             self.last_error = ""
-            self.metrics.sync_duration.observe(time.monotonic() - begin)
-            self.metrics.last_sync.set_to_current_time()
-            if first:
-                log.info(
-                    "in sync: %d Services, %d frontends, %d backend records; wrote %d, removed %d in %.0f ms",
-                    len(self.store.services),
-                    self.tables.frontend_count,
-                    self.tables.backend_count,
-                    wrote.frontends + wrote.backends,
-                    wrote.deletes,
-                    (time.monotonic() - begin) * 1000,
-                )
-                first = False
+            self.last_updated = time.time()
+            self.metrics.sync_duration.labels("full" if full else "partial").observe(time.monotonic() - begin)
+            self.metrics.last_sync.set(self.last_updated)
 
-    async def _pass(self, first: bool) -> Flush:
+    async def _pass(self) -> bool:
+        """Brings the tables to what is known. Returns whether every Service was planned for it."""
+        begin = time.monotonic()
         changes = self.store.take_changes()
-        self._pending |= changes.services
+        for kind, number in changes.counts.items():
+            self.metrics.changes.labels(kind).inc(number)
+        self._unwritten += changes.counts
+        self._times.take(changes.triggers, initial=not self.synced)
+        # the others are planned when their source has given its view
+        self._pending.update(key for key in changes.services if self._in_full_view(key))
         self._routes_due |= bool(changes.nodes)
+        self._ranges_due |= bool(changes.nodes or changes.service_cidrs)
+        self._pods_due |= bool(changes.pods)
+        if changes.nodes:
+            self.ranges.claim(_ALL_NODES, plan_nodes(self.store.nodes.values()))
+        full = self._follow_context(bool(changes.nodes))
+        self._follow_host_ports()
         self.names.stale = True
-        total = Flush()
-        if self.tables.pending:
-            self._flush(total)  # what the pass before this one could not write
+        complete = self.all_synced
+        if self.tables.pending or self.health.pending or self.vips.pending or changes.nodes:
+            self.flush()  # nodes, and what the pass before this one could not write
         while self._pending:
             part = [self._pending.pop() for _ in range(min(SLICE, len(self._pending)))]
             for key in part:
                 # who waited for a frontend gets it in the same flush: it is never without a Service
-                part += self.tables.apply(key, plan_service(self.store, key))
-            self._flush(total)
+                part += self._apply(key)
+            self.flush()
+            for key in part:
+                for seconds in self._times.written(key) if isinstance(key, ObjectKey) else ():
+                    self.metrics.programming_duration.observe(seconds)
             if self._pending:
                 await asyncio.sleep(0)
-        if first:
+        if complete and not self.synced:
+            full = True
             self.tables.complete()
-            self._flush(total)
-        if self._routes_due:
+            self.ranges.complete()
+            self.health.complete()
+            self.vips.complete()
+            self.maglev.complete()
+            self.flush()
+            if not self.attached:
+                await asyncio.to_thread(self._attach)
+            self.synced = True
+            self._sockets_due.set()  # for what happened while no agent was there
+            log.info(
+                "in sync: %d Services, %d frontends, %d backend records; wrote %d, removed %d; last pass %.0f ms",
+                len(self.store.services),
+                self.tables.frontend_count,
+                self.tables.backend_count,
+                self.written.frontends + self.written.backends,
+                self.written.deletes,
+                (time.monotonic() - begin) * 1000,
+            )
+        if self._ranges_due and complete:
+            self._set_service_ranges()
+        if self._routes_due and complete:
             self._routes_due = False
             try:
                 await self._sync_routes()
             except (WaggleError, OSError):
                 self._routes_due = True
                 raise
-        return total
+        self._unwritten.clear()
+        return full
 
-    def _flush(self, total: Flush) -> None:
+    def _follow_context(self, nodes_changed: bool) -> bool:
+        """Plans every Service again when what they all depend on has changed: this node's facts, any node's zone.
+        Whether it has."""
+        name = self.config.node_name
+        context = PlanContext(
+            NodeFacts(name, self.store.zones.get(name, "")),
+            self.node.every,
+            Balancing(self.config.balancing),
+            Forwarding(self.config.forwarding),
+        )
+        zones = dict(self.store.zones) if nodes_changed else self._zones
+        if (context, zones) != (self.context, self._zones):
+            self.context, self._zones = context, zones
+            self._ranges_due = True
+            self._pending.update(key for key in self.store.services if self._in_full_view(key))
+            self._pending |= self.host_ports.keys()
+            return True
+        return False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something has changed that the tables do not hold yet."""
+        return self._dirty.is_set() or bool(self._pending) or self.tables.pending
+
+    def plan_again(self, keys: Iterable[Owner]) -> None:
+        """Has the next pass plan these Services, whether or not they changed."""
+        self._pending.update(keys)
+        self._dirty.set()
+
+    def _follow_host_ports(self) -> None:
+        if not self._pods_due:
+            return
+        self._pods_due = False
+        now = node_host_ports(self.config.node_name, self.store.pods.values(), self.cni.pods())
+        self._pending |= changed(self.host_ports, now)
+        self.host_ports = now
+
+    def pods_changed(self) -> None:
+        """A runtime made or removed a pod. From any thread."""
+
+        def look() -> None:
+            self._pods_due = True
+            self._dirty.set()
+
+        if self._loop is not None:  # else the first pass looks anyhow
+            self._loop.call_soon_threadsafe(look)
+
+    def plan(self, key: Owner) -> list[ServiceRow]:
+        """The rows of a Service, or of the host ports of a pod."""
+        if isinstance(key, HostPortOwner):
+            return plan_host_ports(self.host_ports.get(key), self.context.addresses)
+        return plan_service(self.store, key, self.context)
+
+    def _apply(self, key: Owner) -> set[Owner]:
+        """Plans a Service, or the host ports of a pod, into the tables. Returns what to plan after it."""
+        try:
+            rows = self.plan(key)
+            health = plan_health(self.store, key, self.context) if isinstance(key, ObjectKey) else {}
+        except Exception as error:  # a fault in the rules must cost one Service its change, not the node its agent
+            if key not in self.unplanned:
+                log.exception("%s cannot be planned", named(key))
+            self.unplanned[key] = f"cannot be planned: {type(error).__name__}: {error}"
+            return set()
+        self.unplanned.pop(key, None)
+        if isinstance(key, ObjectKey):
+            self._note_remarks(key)
+            self.ranges.claim(key, (one for row in rows for one in row.ranges))
+            self.maglev.claim(key, (one for row in rows for one in row.tables))
+            self.vips.claim(key, plan_vips(self.store.services.get(key)))
+            self.health.apply(key, health)
+            self.unmet.pop(key, None)
+            if unmet := local_policies_unmet(rows):
+                self.unmet[key] = unmet
+        return self.tables.apply(key, rows)
+
+    def _note_remarks(self, key: ObjectKey) -> None:
+        service = self.store.services.get(key)
+        self.remarks.pop(key, None)
+        if service is None:
+            return
+        found = ignored_annotations(service)
+        if families := open_families(service):
+            shown = " and ".join(families)
+            found.append(f"loadBalancerSourceRanges hold no {shown} range: those addresses are open to everybody")
+        if found:
+            self.remarks[key] = found
+
+    def flush(self) -> None:
+        """Writes what was planned."""
+        self.health.withdraw()
+        self.ranges.write()
+        self.maglev.write()
         done = self.tables.flush()
+        self.ranges.clean()
+        self.health.announce()
+        self.vips.write()
+        self.maglev.clean()
         for table in ("backends", "frontends", "deletes"):
             count = getattr(done, table)
-            setattr(total, table, getattr(total, table) + count)
+            setattr(self.written, table, getattr(self.written, table) + count)
             if count:
                 self.metrics.writes.labels(table).inc(count)
+        if done.udp_changed:
+            self._sockets_due.set()
+        if self.tables.local_changed:
+            self.ports.notice()
         if done.deletes and self.tables.starved:
             self._pending |= self.tables.starved  # there may be room now
             self._dirty.set()
         if done.ticket:
             asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settle, done.ticket)
+
+    def _set_service_ranges(self) -> None:
+        """Once every Service is known: before, an address would look free that is not."""
+        taken = taken_networks(self.node.every, self.store.nodes.values())
+        taken |= {cidr: f"this node's pod range {cidr}" for cidr in self.pod_ranges()}
+        found = service_ranges(
+            self.store.service_cidrs.values(), self.config.service_cidr, taken, self.vips.most_ranges
+        )
+        self.unenforced = found.problems
+        self.vips.set_ranges(plan_ranges(found.networks))
+        self.vips.write()
+        self._ranges_due = False
 
     def _settle(self, ticket: int) -> None:
         self.tables.settle(ticket)
@@ -253,11 +518,30 @@ class Agent:
 
     async def _sync_routes(self) -> None:
         wanted = wanted_routes(self.store.nodes.values(), self.config.node_name)
+        self.unaddressed = unaddressed_ranges(self.store.nodes.values(), self.config.node_name)
         failed = await asyncio.to_thread(sync_routes, wanted, self._netlink)
         for route, reason in failed.items():
             if route not in self.unrouted:
                 log.warning("no route to pods %s: %s", route.dst, reason)
         self.unrouted = failed
+
+    async def _abort_stale_sockets(self) -> None:
+        """Follows UDP Services that lose backends: connected sockets must not stay with one that serves no more."""
+        missing = await asyncio.to_thread(self.datapath.load_stale_sockets)
+        if missing:
+            log.warning("connected UDP sockets will stay with backends that serve no more: %s", missing)
+            return
+        while True:
+            await self._sockets_due.wait()
+            await asyncio.sleep(SWEEP_SECONDS)
+            self._sockets_due.clear()
+            places = [str(pod.netns) for pod in self.cni.pods()]
+            try:
+                with self.metrics.socket_sweeps.time():
+                    aborted = await asyncio.to_thread(self.datapath.abort_stale_sockets, places)
+                self.metrics.sockets_aborted.inc(aborted)
+            except (WaggleError, OSError) as error:
+                log.error("aborting stale UDP sockets failed, trying again with the next change: %s", error)
 
     async def _poll_events(self) -> None:
         while True:
@@ -267,16 +551,27 @@ class Agent:
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            self.datapath.refresh_lab_cgroup()
+            try:
+                self.datapath.refresh_lab_cgroup()
+            except (WaggleError, OSError) as error:  # no descriptors left, for instance: next time
+                log.warning("cannot look for labs: %s", error)
+            try:
+                if not self.kernel_sweeps:
+                    await asyncio.to_thread(self.datapath.sweep)
+            except (WaggleError, OSError) as error:
+                log.warning("cannot sweep the NAT table: %s", error)
 
     async def _watch_interfaces(self) -> None:
         monitor = Monitor("link", "address", "route")
         changed = asyncio.Event()
+        pods: set[int] = set()  # interfaces of pods come and go: no news here
 
         def readable() -> None:
             for change in monitor.read():
-                name = getattr(change.subject, "name", "")
-                if not name.startswith("wag"):  # pods come and go; their interfaces are no news here
+                subject = change.subject
+                if isinstance(subject, Link) and is_pod_interface(subject.name):
+                    (pods.discard if change.removed else pods.add)(subject.index)
+                elif subject is None or (subject.index if isinstance(subject, Link) else subject.ifindex) not in pods:
                     changed.set()
 
         loop = asyncio.get_running_loop()
@@ -288,29 +583,50 @@ class Agent:
                 changed.clear()
                 try:
                     await asyncio.to_thread(self._refresh_node)
-                except WaggleError as error:
+                except (WaggleError, OSError) as error:
                     log.error("interfaces changed, but: %s", error)
+                self.health_ports.notice()
+                # the kernel dropped our routes together with the interface or address they went through
+                self._routes_due = True
+                self._dirty.set()
         finally:
             loop.remove_reader(monitor.fileno())
             monitor.close()
 
     def _refresh_node(self) -> None:
+        with self._node_lock:
+            self._follow_node()
+
+    def _follow_node(self) -> None:
         node = node_addresses(self.config.node_ip, self._netlink)
         devices = uplinks(self.config.devices, node, self._netlink)
         if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
             log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
-            self.datapath.load(node)
-            self.datapath.attach_sockets()
-            self.devices = []
-            self._restore_pods()
-        if self.datapath.set_node_addresses(node.every):
-            self._routes_due = True
-        if devices != self.devices:
+            with self.pods_lock:
+                self.datapath.load(node)
+            if self.attached:
+                self.datapath.attach_sockets()
+                self.devices = []
+                self._attach_pods()
+        self.datapath.set_node_addresses(node)
+        if self.attached and (devices != self.devices or not self.datapath.runs_on(devices)):
             log.info("uplinks are now %s", ", ".join(name for name, _ in devices) or "none")
             self.datapath.attach_devices(devices)
+        elif self.attached:
+            self.datapath.follow_uplinks(devices)
         self.node, self.devices = node, devices
 
     # -- facts --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this node is being deleted, as far as its Node object says."""
+        return is_leaving(self.store.nodes.get(ObjectKey("", self.config.node_name)))
+
+    @property
+    def changes_pending(self) -> Counter[str]:
+        """Changes that are not in the tables, by kind of object."""
+        return self._unwritten + self.store.pending
 
     def pod_ranges(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         """This node's pod address ranges: configured, or those of its Node object; empty when unknown."""
@@ -321,20 +637,43 @@ class Agent:
 
     def mtu(self) -> int:
         """MTU for pods: the smallest of the uplinks, 1500 without any."""
-        names = {name for name, _ in self.devices}
-        return min((link.mtu for link in self._netlink.links() if link.name in names), default=1500)
+        sizes = []
+        for _, ifindex in self.devices:
+            try:
+                sizes.append(self._netlink.link_by_index(ifindex).mtu)
+            except NotFound:
+                continue  # going away: the news of it are on their way
+        return min(sizes, default=1500)
 
     def problems(self) -> list[Problem]:
         """Everything that is wrong now, from every part."""
         found = [problem for source in self.sources.values() for problem in source.problems()]
         found += self.cni.problems()
-        found += [Problem(f"Service {key}", reason) for key, reason in self.tables.problems.items()]
+        found += self.health_ports.problems()
+        found += [Problem(named(key), reason) for key, reason in self.tables.problems.items()]
+        found += [Problem(named(key), reason) for key, reason in self.tables.overlaps().items()]
+        found += [Problem(named(key), reason) for key, reason in self.unplanned.items()]
+        found += [Problem(named(key), text) for key, texts in self.remarks.items() for text in texts]
+        for owner, ports in self.host_ports.items():
+            found += [Problem(named(owner), reason) for reason in faults(ports, self.context.addresses)]
+        found += self.ports.problems()
+        if self.ranges.problem:
+            found.append(Problem("source ranges", self.ranges.problem))
+        if self.vips.problem and not self.tables.starved:  # those have the same cause, and a name
+            found.append(Problem("Service addresses", self.vips.problem))
+        found += [Problem(f"Service range {cidr}", reason) for cidr, reason in self.unenforced.items()]
+        found += [Problem(f"uplink {name}", reason) for name, reason in self.datapath.xdp_problems.items()]
+        if self.maglev.problem:
+            found.append(Problem("Maglev tables", self.maglev.problem))
         found += [Problem(f"pod range {route.dst}", reason) for route, reason in self.unrouted.items()]
+        found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unaddressed.items()]
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
         if self.last_error:
             found.append(Problem("kernel", self.last_error))
+        if self.doctor.failed:
+            found.append(Problem("drift", self.doctor.failed))
         return found
 
     @property
@@ -376,23 +715,13 @@ class _NamedPods:
         self._agent = agent
 
     def attach(self, pod: PodInterface) -> None:
-        self._agent.datapath.attach(pod)
+        with self._agent.pods_lock:
+            self._agent.datapath.attach(pod)
         self._agent.name_pod(pod)
+        self._agent.pods_changed()
 
     def detach(self, pod: PodInterface) -> None:
-        self._agent.datapath.detach(pod)
+        with self._agent.pods_lock:
+            self._agent.datapath.detach(pod)
         self._agent.names.stale = True
-
-
-def enable_forwarding() -> None:
-    """Turns on IP forwarding where it is off: without it the kernel's routes are not asked for pods' packets."""
-    for setting in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
-        path = Path("/proc/sys") / setting
-        try:
-            if path.read_text().strip() != "1":
-                path.write_text("1")
-                log.info("set %s = 1", setting.replace("/", "."))
-        except FileNotFoundError:
-            log.warning("%s does not exist: this family is off in the kernel", setting)
-        except OSError as error:
-            raise KernelError(f"cannot set {setting.replace('/', '.')}: {error.strerror}", error.errno or 0) from error
+        self._agent.pods_changed()

@@ -1,11 +1,14 @@
-"""The agent's HTTP API: everything on the unix socket; /metrics, /healthz and /readyz also on the metrics address."""
+"""The agent's HTTP API: everything on the unix socket; /metrics and what tells health also on the metrics address."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import socket
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +18,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from waggle.agent.agent import Agent
 from waggle.agent.telemetry import DatapathCollector
 from waggle.config import split_host_port
-from waggle.errors import ConfigError
+from waggle.errors import ConfigError, NotReady
+from waggle.model.objects import ObjectKey
 from waggle.observe.names import frontend_text
 from waggle.plan.services import view_service
 
@@ -28,15 +32,33 @@ class Api:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._runners: list[web.AppRunner] = []
+        self._streams: set[asyncio.Task[object]] = set()  # answers that have no end of their own
+        self._sockets: list[tuple[socket.socket, bool]] = []  # bound, and whether it is the private one
         agent.metrics.registry.register(DatapathCollector(agent))
 
-    async def start(self) -> None:
-        """Listens. ConfigError when an address cannot be taken."""
+    def bind(self) -> None:
+        """Takes the addresses, before anything else of the node is touched. ConfigError when one cannot be taken."""
         config = self._agent.config
+        try:
+            self._sockets.append((_bind_unix(config.api_socket), True))
+        except OSError as error:
+            raise ConfigError(f"api-socket: cannot listen on {config.api_socket}: {error.strerror or error}") from error
+        if config.metrics_address:
+            try:
+                for bound in _bind_tcp(*split_host_port(config.metrics_address)):
+                    self._sockets.append((bound, False))
+            except OSError as error:
+                raise ConfigError(
+                    f"metrics-address: cannot listen on {config.metrics_address}: {error.strerror or error}"
+                ) from error
+
+    async def start(self) -> None:
+        """Listens; `bind` must have been called."""
         private = web.Application(client_max_size=16 << 20)
         private.add_routes(
             [
                 web.get("/healthz", self._healthz),
+                web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/status", self._status),
@@ -44,35 +66,24 @@ class Api:
                 web.get("/endpoints", self._endpoints),
                 web.get("/events", self._events),
                 web.post("/cni", self._cni),
+                web.post("/doctor", self._doctor),
             ]
         )
-        path = config.api_socket
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left behind by an agent that was killed; the lock says that none is alive
-        runner = await self._runner(private)
-        old = os.umask(0o177)
-        try:
-            await web.UnixSite(runner, str(path)).start()
-        except OSError as error:
-            raise ConfigError(f"api-socket: cannot listen on {path}: {error.strerror or error}") from error
-        finally:
-            os.umask(old)
-        if config.metrics_address:
-            host, port = split_host_port(config.metrics_address)
-            public = web.Application()
-            public.add_routes(
-                [
-                    web.get("/healthz", self._healthz),
-                    web.get("/readyz", self._readyz),
-                    web.get("/metrics", self._metrics),
-                ]
-            )
-            runner = await self._runner(public)
+        public = web.Application()
+        public.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        runners = {True: await self._runner(private), False: await self._runner(public)}
+        for bound, is_private in self._sockets:
             try:
-                await web.TCPSite(runner, host or None, port).start()
-            except OSError as error:
-                raise ConfigError(f"metrics-address: cannot listen on {config.metrics_address}: {error}") from error
+                await web.SockSite(runners[is_private], bound).start()
+            except OSError as error:  # somebody else was bound too, and listened first
+                raise ConfigError(f"cannot listen on {bound.getsockname()}: {error.strerror or error}") from error
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -81,15 +92,32 @@ class Api:
         return runner
 
     async def stop(self) -> None:
+        """Ends what never ends by itself, lets other requests finish, and listens no more."""
+        for stream in self._streams:
+            stream.cancel()
         for runner in self._runners:
             await runner.cleanup()
+        for bound, _ in self._sockets:
+            bound.close()
 
     # -- handlers -----------------------------------------------------------------------------------------------
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        """200 while the kernel can be programmed; an agent that waits for its sources is healthy."""
-        error = self._agent.last_error
-        return _json({"healthy": not error, "synced": self._agent.synced, "error": error}, 503 if error else 200)
+        """200 while new connections should come by this node: no change waits too long to be in the tables, and the
+        node stays. An agent that waits for its sources is healthy, and so is one that has nothing to do."""
+        answer = health_answer(self._agent, time.time())
+        eligible = not self._agent.is_leaving
+        return self._health("/healthz", {**answer, "nodeEligible": eligible}, answer["healthy"] and eligible)
+
+    async def _livez(self, _request: web.Request) -> web.Response:
+        """As /healthz, whatever becomes of the node: 503 is a reason to start the agent again."""
+        answer = health_answer(self._agent, time.time())
+        return self._health("/livez", answer, answer["healthy"])
+
+    def _health(self, path: str, answer: dict[str, Any], healthy: bool) -> web.Response:
+        status = 200 if healthy else 503
+        self._agent.metrics.health_requests.labels(path, status).inc()
+        return _json(answer, status)
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         """200 once every source has given its first full view and the tables hold it."""
@@ -128,7 +156,7 @@ class Api:
                     ],
                     "endpoints": len(view.endpoints),
                 }
-                for view in view_service(store, key)
+                for view in view_service(store, key, self._agent.context)
             ]
             rows.append(
                 {
@@ -136,10 +164,19 @@ class Api:
                     "name": key.name,
                     "type": service.spec.type,
                     "ports": ports,
+                    "healthCheck": self._health_check(key),
                     "problem": self._agent.tables.problems.get(key),
                 }
             )
         return _json(rows)
+
+    def _health_check(self, key: ObjectKey) -> dict[str, Any] | None:
+        """The health port of a Service and what it answers in each family, or None."""
+        counts = self._agent.health.counts(key)
+        if not counts:
+            return None
+        port = self._agent.store.services[key].spec.health_check_node_port
+        return {"port": port, "localEndpoints": {f"IPv{family}": count for family, count in counts.items()}}
 
     async def _endpoints(self, _request: web.Request) -> web.Response:
         return _json(
@@ -152,7 +189,16 @@ class Api:
                     "interface": pod.host_ifname,
                     "ifindex": pod.host_ifindex,
                     "mac": pod.pod_mac,
-                    "netns": pod.netns,
+                    "netns": str(pod.netns),
+                    "hostPorts": [
+                        {
+                            "protocol": p.protocol,
+                            "hostPort": p.port,
+                            "hostIP": p.host_ip,
+                            "containerPort": p.container_port,
+                        }
+                        for p in pod.host_ports
+                    ],
                 }
                 for pod in sorted(self._agent.cni.pods(), key=lambda p: (p.namespace, p.name, p.container_id))
             ]
@@ -176,6 +222,9 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         stop = self._agent.events.listen(listener)
+        task = asyncio.current_task()
+        if task is not None:
+            self._streams.add(task)
         try:
             while True:
                 event = await queue.get()
@@ -186,6 +235,21 @@ class Api:
             return response
         finally:
             stop()
+            if task is not None:
+                self._streams.discard(task)
+
+    async def _doctor(self, request: web.Request) -> web.Response:
+        """Checks the maps now, and repairs them unless the query says dry-run=1. 503 before the first sync."""
+        doctor = self._agent.doctor
+        before = [
+            {"time": when, "table": d.table, "subject": d.subject, "entry": d.entry, "problem": d.problem}
+            for when, d in doctor.earlier
+        ]
+        try:
+            report = await doctor.check(repair=request.query.get("dry-run", "") != "1")
+        except NotReady as error:
+            return web.Response(status=503, text=str(error))
+        return _json(report.as_json() | {"earlier": before})
 
     async def _cni(self, request: web.Request) -> web.Response:
         begin = time.monotonic()
@@ -199,5 +263,62 @@ class Api:
         return web.Response(status=status, body=answer, content_type="application/json")
 
 
+def health_answer(agent: Agent, now: float) -> dict[str, Any]:
+    """What /healthz and /livez say of the programming, in kube-proxy's names and more: while all is well,
+    `lastUpdated` is now."""
+    healthy = not agent.overdue
+    updated = now if healthy else agent.last_updated
+    family = {"lastUpdated": rfc3339(updated), "healthy": healthy}
+    return {
+        "lastUpdated": rfc3339(updated),
+        "currentTime": rfc3339(now),
+        "healthy": healthy,
+        "synced": agent.synced,
+        "error": agent.last_error,
+        "status": {"IPv4": family, "IPv6": family},  # one pass writes both
+    }
+
+
+def rfc3339(seconds: float) -> str:
+    """ "2026-03-01T12:00:00.123456Z" """
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # left behind by an agent that was killed; the lock says that none is alive
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
+    try:
+        bound.bind(str(path))
+    except OSError:
+        bound.close()
+        raise
+    finally:
+        os.umask(old)
+    return bound
+
+
+def _bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """One socket per address that the host has; without a host, one per family."""
+    found = []
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        bound = socket.socket(family, kind, protocol)
+        found.append(bound)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address)
+        except OSError:
+            for one in found:
+                one.close()
+            raise
+    return found

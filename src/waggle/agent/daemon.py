@@ -10,7 +10,7 @@ import sys
 from waggle.agent.agent import Agent
 from waggle.agent.api import Api
 from waggle.config import AgentConfig
-from waggle.errors import WaggleError
+from waggle.errors import KernelError, WaggleError
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +22,18 @@ def run_agent(config: AgentConfig) -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
-    agent = Agent(config)
-    agent.take_node()
-    asyncio.run(_serve(agent))
+    try:
+        agent = Agent(config)
+        agent.take_node()
+        api = Api(agent)
+        api.bind()
+        asyncio.run(_serve(agent, api))
+    except OSError as error:  # the machine refuses: no descriptors left, a disk that fails
+        log.debug("ended by", exc_info=error)
+        raise KernelError(str(error), error.errno or 0) from error
 
 
-async def _serve(agent: Agent) -> None:
-    api = Api(agent)
+async def _serve(agent: Agent, api: Api) -> None:
 
     async def ready() -> None:
         await api.start()
@@ -44,9 +49,12 @@ async def _serve(agent: Agent) -> None:
         log.info("stopping; the data path stays in place")
     except BaseExceptionGroup as group:
         # one part failed and took the others down: the first cause is what a user needs
-        errors = group.subgroup(WaggleError)
-        if errors is not None and isinstance(errors.exceptions[0], WaggleError):
-            raise errors.exceptions[0] from group
+        for kind in (WaggleError, OSError):
+            error: BaseException | None = group.subgroup(kind)
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            if error is not None:
+                raise error from group
         raise
     finally:
         await api.stop()

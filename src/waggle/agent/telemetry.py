@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from waggle.abi._generated import NAT_COUNT_SIZE, SWEEP_SIZE, NatCount, Sweep
+from waggle.model.objects import KINDS
 from waggle.observe.counters import all_reasons, counters, drops
 
 if TYPE_CHECKING:
     from waggle.agent.agent import Agent
+    from waggle.kernel.maps import Map
 
 Family = CounterMetricFamily | GaugeMetricFamily
 
@@ -38,6 +41,7 @@ class DatapathCollector(Collector):
         yield dropped
         for name, value in counters(maps["wag_counters"]).items():
             yield CounterMetricFamily(f"waggle_{name}", _COUNTER_HELP[name], value=value)
+        yield from _nat(maps, self._agent.datapath.nat_size)
         tables = self._agent.tables
         yield GaugeMetricFamily("waggle_services", "Services known.", value=len(self._agent.store.services))
         yield GaugeMetricFamily("waggle_frontends", "Entries of the frontend table.", value=tables.frontend_count)
@@ -49,10 +53,59 @@ class DatapathCollector(Collector):
         yield GaugeMetricFamily(
             "waggle_synced", "1: every source has given its first full view.", value=self._agent.synced
         )
+        yield from self._services()
         memory = GaugeMetricFamily("waggle_map_memory_bytes", "Kernel memory of each map.", labels=["map"])
         for name, value in sorted(self._agent.datapath.map_memory().items()):
             memory.add_metric([name], value)
         yield memory
+
+    def _services(self) -> Iterator[Family]:
+        agent = self._agent
+        yield GaugeMetricFamily(
+            "waggle_programmed_services", "Services that have frontends in the table.", value=agent.tables.service_count
+        )
+        yield GaugeMetricFamily(
+            "waggle_health_ports",
+            "Health ports of Services on this node, one per Service and family.",
+            value=agent.health.ports,
+        )
+        pending = GaugeMetricFamily(
+            "waggle_changes_pending", "Objects whose change is not in the tables yet, by kind.", labels=["kind"]
+        )
+        waiting = agent.changes_pending
+        for kind in sorted(KINDS):
+            pending.add_metric([kind], waiting[kind])
+        yield pending
+        unmet = GaugeMetricFamily(
+            "waggle_no_local_endpoints",
+            "Services with traffic policy Local, internal or external, whose endpoints are all on other nodes.",
+            labels=["policy"],
+        )
+        for policy in ("external", "internal"):
+            unmet.add_metric([policy], sum(policy in found for found in agent.unmet.values()))
+        yield unmet
+
+
+def _nat(maps: Mapping[str, Map], size: int) -> Iterator[Family]:
+    zero = bytes(4)
+    swept = Sweep.unpack(maps["wag_sweeps"].lookup(zero) or bytes(SWEEP_SIZE))
+    count = NatCount.unpack(maps["wag_nat_counts"].lookup(zero) or bytes(NAT_COUNT_SIZE))
+    yield GaugeMetricFamily("waggle_nat_size", "Entries that the NAT table has room for.", value=size)
+    yield GaugeMetricFamily("waggle_nat_entries", "Entries of the NAT table, at the last sweep.", value=swept.entries)
+    yield GaugeMetricFamily(
+        "waggle_nat_confirmed_flows", "Translated flows whose clients went on after an answer.", value=swept.confirmed
+    )
+    yield GaugeMetricFamily(
+        "waggle_nat_sweep_seconds", "How long the last sweep over the NAT table took.", value=swept.took_ns / 1e9
+    )
+    yield CounterMetricFamily("waggle_nat_sweeps", "Sweeps over the NAT table.", value=swept.sweeps)
+    yield CounterMetricFamily("waggle_nat_expired", "NAT entries whose time was over.", value=swept.expired)
+    yield CounterMetricFamily("waggle_nat_flows", "Translated flows that began.", value=count.begun)
+    yield CounterMetricFamily(
+        "waggle_nat_displaced",
+        "Translated flows that were never confirmed and made room for others that began.",
+        value=count.displaced,
+    )
 
 
 _COUNTER_HELP = {
@@ -60,4 +113,6 @@ _COUNTER_HELP = {
     "socket_lb": "Connects and sends translated at the socket.",
     "packet_lb": "Flows translated per packet.",
     "udp_slot": "UDP sockets that talked to more Services at once than are remembered.",
+    "dsr": "Flows that another node sent here to be answered directly.",
+    "masquerade": "Flows of pods that left the cluster with the node's address.",
 }

@@ -14,25 +14,42 @@ _HELP = {name: f.metadata["help"] for name, f in AgentConfig.__dataclass_fields_
 
 
 def agent(
-    config: Annotated[Path | None, typer.Option(help="YAML file with the same settings as these flags.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with the same settings as these flags.", readable=False)
+    ] = None,
     node_name: Annotated[str | None, typer.Option(help=_HELP["node_name"])] = None,
-    manifests: Annotated[Path | None, typer.Option(help=_HELP["manifests"], metavar="DIR")] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(help=_HELP["kubeconfig"], metavar="FILE")] = None,
-    kubernetes_netns: Annotated[Path | None, typer.Option(help=_HELP["kubernetes_netns"], metavar="PATH")] = None,
+    manifests: Annotated[Path | None, typer.Option(help=_HELP["manifests"], metavar="DIR", readable=False)] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(help=_HELP["kubeconfig"], metavar="FILE", readable=False)] = None,
+    kubernetes_netns: Annotated[
+        Path | None, typer.Option(help=_HELP["kubernetes_netns"], metavar="PATH", readable=False)
+    ] = None,
     pod_cidr: Annotated[
         list[str] | None, typer.Option(help=_HELP["pod_cidr"] + " Repeat or separate by commas.")
     ] = None,
     node_ip: Annotated[list[str] | None, typer.Option(help=_HELP["node_ip"] + " Repeat or separate by commas.")] = None,
     devices: Annotated[list[str] | None, typer.Option(help=_HELP["devices"] + " Repeat or separate by commas.")] = None,
-    cgroup_root: Annotated[Path | None, typer.Option(help=_HELP["cgroup_root"], metavar="DIR")] = None,
-    bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR")] = None,
-    api_socket: Annotated[Path | None, typer.Option(help=_HELP["api_socket"], metavar="PATH")] = None,
+    nodeport_addresses: Annotated[
+        list[str] | None, typer.Option(help=_HELP["nodeport_addresses"] + " Repeat or separate by commas.")
+    ] = None,
+    masquerade: Annotated[bool | None, typer.Option("--masquerade/--no-masquerade", help=_HELP["masquerade"])] = None,
+    non_masquerade: Annotated[
+        list[str] | None, typer.Option(help=_HELP["non_masquerade"] + " Repeat or separate by commas.")
+    ] = None,
+    balancing: Annotated[str | None, typer.Option(help=_HELP["balancing"])] = None,
+    forwarding: Annotated[str | None, typer.Option(help=_HELP["forwarding"])] = None,
+    xdp: Annotated[str | None, typer.Option(help=_HELP["xdp"])] = None,
+    drift_check: Annotated[int | None, typer.Option(help=_HELP["drift_check"])] = None,
+    cgroup_root: Annotated[Path | None, typer.Option(help=_HELP["cgroup_root"], metavar="DIR", readable=False)] = None,
+    bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR", readable=False)] = None,
+    state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR", readable=False)] = None,
+    api_socket: Annotated[Path | None, typer.Option(help=_HELP["api_socket"], metavar="PATH", readable=False)] = None,
     metrics_address: Annotated[str | None, typer.Option(help=_HELP["metrics_address"], metavar="HOST:PORT")] = None,
     events: Annotated[bool | None, typer.Option("--events/--no-events", help=_HELP["events"])] = None,
     max_services: Annotated[int | None, typer.Option(help=_HELP["max_services"])] = None,
     max_backends: Annotated[int | None, typer.Option(help=_HELP["max_backends"])] = None,
     max_nat: Annotated[int | None, typer.Option(help=_HELP["max_nat"])] = None,
+    nat_tcp_timeout: Annotated[int | None, typer.Option(help=_HELP["nat_tcp_timeout"])] = None,
+    nat_udp_timeout: Annotated[int | None, typer.Option(help=_HELP["nat_udp_timeout"])] = None,
     log_level: Annotated[str | None, typer.Option(help=_HELP["log_level"])] = None,
 ) -> None:
     """Run the agent of this node.
@@ -50,6 +67,13 @@ def agent(
         "pod_cidr": _flat(pod_cidr),
         "node_ip": _flat(node_ip),
         "devices": _flat(devices),
+        "nodeport_addresses": _flat(nodeport_addresses),
+        "masquerade": masquerade,
+        "non_masquerade": _flat(non_masquerade),
+        "balancing": balancing,
+        "forwarding": forwarding,
+        "xdp": xdp,
+        "drift_check": drift_check,
         "cgroup_root": cgroup_root,
         "bpf_root": bpf_root,
         "state_dir": state_dir,
@@ -59,26 +83,30 @@ def agent(
         "max_services": max_services,
         "max_backends": max_backends,
         "max_nat": max_nat,
+        "nat_tcp_timeout": nat_tcp_timeout,
+        "nat_udp_timeout": nat_udp_timeout,
         "log_level": log_level,
     }
     run_agent(load_config(config, flags))
 
 
 def cleanup(
-    bpf_root: Annotated[Path, typer.Option(envvar="WAGGLE_BPF_ROOT", help=_HELP["bpf_root"], metavar="DIR")] = Path(
-        "/sys/fs/bpf/waggle"
+    bpf_root: Annotated[
+        Path, typer.Option(envvar="WAGGLE_BPF_ROOT", help=_HELP["bpf_root"], metavar="DIR", readable=False)
+    ] = Path("/sys/fs/bpf/waggle"),
+    state_dir: Annotated[Path, typer.Option(help=_HELP["state_dir"], metavar="DIR", readable=False)] = Path(
+        "/var/lib/waggle"
     ),
-    state_dir: Annotated[Path, typer.Option(help=_HELP["state_dir"], metavar="DIR")] = Path("/var/lib/waggle"),
     api_socket: Annotated[
-        Path, typer.Option(envvar="WAGGLE_API_SOCKET", help=_HELP["api_socket"], metavar="PATH")
+        Path, typer.Option(envvar="WAGGLE_API_SOCKET", help=_HELP["api_socket"], metavar="PATH", readable=False)
     ] = Path("/run/waggle/agent.sock"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Remove everything waggle ever put on this node, and print what.
 
-    Programs and links, pinned maps, pods' interfaces, routes, address reservations, the socket. Refuses while an agent
-    runs.
+    Programs and links, pinned maps, the process that answers health ports, pods' interfaces, routes, address
+    reservations, the socket. Refuses while an agent runs.
     """
     from waggle.reconcile.cleanup import clean_node
 

@@ -19,6 +19,7 @@ from waggle.cli.output import (
     console,
     print_json,
     print_table,
+    printable,
     show,
 )
 from waggle.errors import NotFound
@@ -58,10 +59,10 @@ def _print_status(facts: dict[str, Any]) -> None:
         "cgroup": facts["cgroupRoot"],
     }
     for name, value in lines.items():
-        out.print(f"{name + ':':<12}{value}")
+        out.print(printable(f"{name + ':':<12}{value}"))
     for problem in facts["problems"]:
         where = f"{problem['file']}:{problem['line']}: " if problem["file"] and problem["line"] else ""
-        out.print(f"{'Problem:':<12}{where}{problem['subject']}: {problem['reason']}")
+        out.print(printable(f"{'Problem:':<12}{where}{problem['subject']}: {problem['reason']}"))
 
 
 def _duration(seconds: float) -> str:
@@ -85,7 +86,7 @@ def service_list(
 
 
 def _print_services(rows: list[dict[str, Any]]) -> None:
-    lines: list[tuple[str, ...]] = []
+    lines: list[tuple[str | list[str], ...]] = []
     for row in rows:
         name = f"{row['namespace']}/{row['name']}"
         if not row["ports"]:
@@ -100,11 +101,15 @@ def _print_services(rows: list[dict[str, Any]]) -> None:
                     name,
                     row["type"],
                     port["protocol"],
-                    "\n".join(f["text"] for f in port["frontends"]),
-                    "\n".join(shown) or f"none usable of {port['endpoints']}",
+                    [f["text"] for f in port["frontends"]],
+                    shown or f"none usable of {port['endpoints']}",
                 )
             )
             name = ""
+        if row["healthCheck"]:
+            counts = row["healthCheck"]["localEndpoints"].items()
+            ready = ", ".join(f"{count} ready here ({family})" for family, count in counts)
+            lines.append(("", "", "health", f"*:{row['healthCheck']['port']}", ready))
         if row["ports"] and row["problem"]:
             lines.append(("", "", "", "", f"problem: {row['problem']}"))
     print_table(("SERVICE", "TYPE", "PROTOCOL", "FRONTENDS", "BACKENDS"), lines, "no Services")
@@ -126,7 +131,7 @@ def _print_endpoints(rows: list[dict[str, Any]]) -> None:
     lines = [
         (
             f"{r['namespace'] or 'default'}/{r['name']}" if r["name"] else r["containerID"][:12],
-            "\n".join(r["addresses"]),
+            r["addresses"],
             r["interface"],
             r["mac"],
         )
@@ -154,7 +159,7 @@ def flows(
         if output is OutputFormat.JSON:
             print_json_line(event)
         else:
-            typer.echo(_event_line(event))
+            typer.echo(printable(_event_line(event)))
         if number == limit:
             return
 

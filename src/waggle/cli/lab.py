@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from waggle.cli.output import EXIT_PROBLEMS, Output, OutputFormat, print_json, print_table, show
+from waggle.config import parse_settings
 from waggle.lab.layout import DEFAULT_LAB, DEFAULT_NODES
 
 # What does the work is imported by the commands that need it, so that all others start without.
@@ -65,6 +66,14 @@ def up(
             metavar="FILE", help="Let the agents watch this Kubernetes API as well, reached from this machine."
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="A setting of every agent, such as forwarding=dsr (docs/reference/configuration.md). Repeat for more.",
+        ),
+    ] = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Start a lab, or bring back what died of it.
@@ -74,10 +83,14 @@ def up(
     """
     from waggle.lab import lifecycle, status
 
-    lifecycle.up(name, _progress(), nodes=nodes, kubeconfig=kubeconfig)
+    problems = lifecycle.up(
+        name, _progress(), nodes=nodes, kubeconfig=kubeconfig, settings=parse_settings(settings or [])
+    )
     lab, record = lifecycle.find_lab(name)
     if output is OutputFormat.JSON:
         print_json(status.lab_status(lab, record))
+    if problems:
+        raise typer.Exit(EXIT_PROBLEMS)
 
 
 @app.command()
@@ -150,21 +163,21 @@ def show_status(name: NameOption = DEFAULT_LAB, output: Output = OutputFormat.TA
 
 
 def _status_tables(document: dict[str, Any]) -> None:
-    nodes: list[tuple[str, ...]] = []
+    nodes: list[tuple[str | list[str], ...]] = []
     for node in document["nodes"]:
         agent = node["agent"]["state"] if node["present"] else "no network namespace"
         pid = str(node["agent"]["pid"] or "-")
-        nodes.append((node["name"], "\n".join(node["addresses"]), "\n".join(node["podCIDRs"]), agent, pid))
+        nodes.append((node["name"], node["addresses"], node["podCIDRs"], agent, pid))
     client = document["client"]
     place = "outside the cluster" if client["present"] else "no network namespace"
-    nodes.append(("client", "\n".join(client["addresses"]), "-", place, "-"))
+    nodes.append(("client", client["addresses"], "-", place, "-"))
     print_table(("NODE", "ADDRESSES", "POD RANGES", "AGENT", "PID"), nodes, "")
     print()
     pods = [
         (
             _shown(pod),
             pod["node"],
-            "\n".join(pod["addresses"]),
+            pod["addresses"],
             pod["phase"],
             "yes" if pod["ready"] else "no",
             pod["reason"],
@@ -180,7 +193,7 @@ def _status_tables(document: dict[str, Any]) -> None:
             (
                 _shown(service),
                 service["type"],
-                "\n".join(service["clusterIPs"]),
+                service["clusterIPs"],
                 ", ".join(_port(port) for port in service["ports"]),
             )
             for service in document["services"]
@@ -208,6 +221,9 @@ def execute(
     target: Annotated[str, typer.Argument(metavar="NODE|POD|client", help="Where: node1, web-1, other/web-1, client.")],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.")],
     name: NameOption = DEFAULT_LAB,
+    _terminal: Annotated[
+        bool, typer.Option("-i", "-t", hidden=True, help="Taken for habit's sake: the terminal is always passed on.")
+    ] = False,
 ) -> None:
     """Run a command on a node, in a pod, or on the machine outside the cluster.
 

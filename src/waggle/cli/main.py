@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, inspect, lab
+from waggle.cli import agent, doctor, inspect, lab
+from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
 app = typer.Typer(
     name="waggle",
-    help="Container networking on BPF: Kubernetes Services without kube-proxy, iptables or Netfilter.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("agent")(agent.agent)
 app.command("cleanup")(agent.cleanup)
 app.command("status")(inspect.status)
+app.command("doctor")(doctor.doctor)
 app.command("flows")(inspect.flows)
 app.add_typer(inspect.service_app, name="service")
 app.add_typer(inspect.endpoint_app, name="endpoint")
@@ -44,22 +45,26 @@ def options(
 ) -> None:
     """Container networking on BPF: Kubernetes Services without kube-proxy, iptables or Netfilter.
 
-    Exit status: 0 all is well, 1 the command failed (one line on standard error says why), 2 wrong usage, 3 the command
-    worked but what it looked at has problems.
+    Exit status:
+
+    0 all is well;
+    1 the command failed, and one line on standard error says why;
+    2 wrong usage;
+    3 the command worked, but what it looked at has problems.
     """
 
 
 def main() -> None:
     """Entry point: errors that waggle raises on purpose become one line and exit status 1."""
     try:
-        app()
-    except LoadError as error:
-        print(f"waggle: {error}", file=sys.stderr)
-        if error.log:
-            print(error.log, file=sys.stderr)
-        sys.exit(1)
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # else a reader that is gone shows at the end of the interpreter, as a traceback
     except WaggleError as error:
-        print(f"waggle: {error}", file=sys.stderr)
+        print("waggle: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
+        if isinstance(error, LoadError) and error.log:
+            print(error.log, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,10 +28,14 @@ class OutputFormat(enum.StrEnum):
 
 Output = Annotated[OutputFormat, typer.Option("-o", "--output", help="table for people, json for programs.")]
 Socket = Annotated[
-    Path, typer.Option("--api-socket", envvar="WAGGLE_API_SOCKET", help="Unix socket of the agent to ask.")
+    Path,
+    typer.Option("--api-socket", envvar="WAGGLE_API_SOCKET", help="Unix socket of the agent to ask.", readable=False),
 ]
 BpfRoot = Annotated[
-    Path, typer.Option("--bpf-root", envvar="WAGGLE_BPF_ROOT", help="Directory on bpffs of the agent's pins.")
+    Path,
+    typer.Option(
+        "--bpf-root", envvar="WAGGLE_BPF_ROOT", help="Directory on bpffs of the agent's pins.", readable=False
+    ),
 ]
 DEFAULT_API_SOCKET = DEFAULT_SOCKET
 
@@ -43,24 +47,26 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """A plain table; `empty` says what it means that there are no rows. Cells may hold newlines."""
+    """A plain table; `empty` says what it means that there are no rows. A cell that is a list has a line per item."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     count = 0
     for row in rows:
-        table.add_row(*(_printable(str(cell)) for cell in row))
+        table.add_row(*("\n".join(map(printable, cell)) if isinstance(cell, list) else printable(cell) for cell in row))
         count += 1
     console().print(table if count else empty)
 
 
 def console() -> Console:
-    """Standard output; a pipe gets lines as long as they are."""
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000, soft_wrap=False)
+    """Standard output; a pipe gets lines as long as they are. Text is taken as it is: fd00:a::1 holds no emoji."""
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+def printable(value: object) -> str:
+    """`value` on one line, without what a terminal would act on: names come from whoever may create objects."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def show(output: OutputFormat, value: Any, table: Callable[[Any], None]) -> None:

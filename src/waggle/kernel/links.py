@@ -21,6 +21,8 @@ from waggle.kernel.syscall import Fd, attr_of, bpf, bpf_raw
 class AttachType(enum.IntEnum):
     """enum bpf_attach_type, the ones waggle uses."""
 
+    CGROUP_INET4_BIND = 8
+    CGROUP_INET6_BIND = 9
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
     CGROUP_UDP4_SENDMSG = 14
@@ -87,8 +89,8 @@ def attach(
     except NotFound:
         pass  # no pin yet: the ordinary first time
     except KernelError as error:
-        # ENOLINK: the kernel detached the link when its interface or cgroup went away
-        if error.errno not in (errno.ENOLINK, errno.EINVAL):
+        # ENOLINK: the kernel detached the link when its interface or cgroup went away; EISDIR: no pin at all
+        if error.errno not in (errno.ENOLINK, errno.EINVAL, errno.EISDIR):
             raise
     maps.unpin(pin)
     with link_create(prog_fd, target, attach_type, flags=flags, what=f"attach {what}") as link:
@@ -97,14 +99,17 @@ def attach(
 
 
 def detach(pin: Path) -> bool:
-    """Ends a pinned link: the hook is free afterwards. False where there was no pin."""
+    """Ends a pinned link: the hook is free afterwards, the name too. False where there was nothing."""
     try:
         with syscall.obj_get(pin) as link:
             result, number = bpf_raw(syscall.LINK_DETACH, attr_of("I", link.number, size=16))
             if result < 0 and number not in (errno.EOPNOTSUPP, errno.ENOLINK, errno.EINVAL):
                 syscall.raise_errno(number, f"detach {pin.name}")
     except NotFound:
-        return False
+        pass  # no pin, or a symbolic link that leads nowhere
+    except KernelError as error:
+        if error.errno != errno.EISDIR:
+            raise
     return maps.unpin(pin)
 
 

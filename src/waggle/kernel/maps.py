@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from waggle.errors import KernelError, NotFound
 from waggle.kernel import syscall
 from waggle.kernel.syscall import Fd, attr_of, bpf, bpf_raw
 
-HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, SK_STORAGE, RINGBUF = 1, 2, 5, 6, 9, 24, 27
+HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, SK_STORAGE, RINGBUF = 1, 2, 5, 6, 9, 11, 24, 27
 _PERCPU = (PERCPU_HASH, PERCPU_ARRAY)
 _BATCH = 4096
 
@@ -59,6 +59,7 @@ class Map:
         self.key_size = self.info.key_size
         size = self.info.value_size
         self.value_size = (size + 7) // 8 * 8 * possible_cpus() if self.info.type in _PERCPU else size
+        self._lock = threading.Lock()  # of the buffers below, which single operations share
         self._key = ctypes.create_string_buffer(max(self.key_size, 1))
         self._value = ctypes.create_string_buffer(max(self.value_size, 1))
         self._attr = attr_of("IIQQQ", fd.number, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
@@ -87,31 +88,34 @@ class Map:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None where there is no such key."""
-        self._set_key(key)
-        result, number = bpf_raw(syscall.MAP_LOOKUP_ELEM, self._attr)
-        if result < 0:
-            if number == errno.ENOENT:
-                return None
+        with self._lock:
+            self._set_key(key)
+            result, number = bpf_raw(syscall.MAP_LOOKUP_ELEM, self._attr)
+            if result >= 0:
+                return self._value.raw[: self.value_size]
+        if number != errno.ENOENT:
             syscall.raise_errno(number, f"map {self.name}: lookup")
-        return self._value.raw[: self.value_size]
+        return None
 
     def update(self, key: bytes, value: bytes, flags: int = syscall.BPF_ANY) -> None:
         """Writes one entry. TableFull when the map has no room."""
         if len(value) != self.value_size:
             raise ValueError(f"map {self.name}: value of {len(value)} bytes, not {self.value_size}")
-        self._set_key(key)
-        ctypes.memmove(self._value, value, len(value))
         attr = self._attr
-        struct.pack_into("=Q", attr, 24, flags)
-        result, number = bpf_raw(syscall.MAP_UPDATE_ELEM, attr)
-        struct.pack_into("=Q", attr, 24, 0)
+        with self._lock:
+            self._set_key(key)
+            ctypes.memmove(self._value, value, len(value))
+            struct.pack_into("=Q", attr, 24, flags)
+            result, number = bpf_raw(syscall.MAP_UPDATE_ELEM, attr)
+            struct.pack_into("=Q", attr, 24, 0)
         if result < 0:
             syscall.raise_errno(number, f"map {self.name}: update")
 
     def delete(self, key: bytes) -> bool:
         """Removes one entry; False where there was none."""
-        self._set_key(key)
-        result, number = bpf_raw(syscall.MAP_DELETE_ELEM, self._delete_attr)
+        with self._lock:
+            self._set_key(key)
+            result, number = bpf_raw(syscall.MAP_DELETE_ELEM, self._delete_attr)
         if result < 0:
             if number == errno.ENOENT:
                 return False
@@ -170,7 +174,11 @@ class Map:
         return list(self._dump_singly())
 
     def _dump_batched(self) -> Iterator[tuple[bytes, bytes]]:
-        size = min(max(self.info.max_entries, 64), 16384)
+        for batch in self.batches(min(max(self.info.max_entries, 64), 16384)):
+            yield from batch
+
+    def batches(self, size: int) -> Iterator[list[tuple[bytes, bytes]]]:
+        """All entries of a hash or array, in parts of about `size`: one system call each. As of `dump`."""
         token = ctypes.create_string_buffer(max(self.key_size, 8))
         first = True
         while True:
@@ -195,11 +203,13 @@ class Map:
                 syscall.raise_errno(number, f"map {self.name}: dump")
             count = struct.unpack_from("=I", attr, 32)[0]
             raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count):
-                yield (
+            yield [
+                (
                     raw_keys[i * self.key_size : (i + 1) * self.key_size],
                     raw_values[i * self.value_size : (i + 1) * self.value_size],
                 )
+                for i in range(count)
+            ]
             if result < 0:
                 return
             first = False
@@ -263,9 +273,12 @@ class Map:
 
 
 def unpin(path: Path) -> bool:
-    """Removes a pin; False where there was none."""
+    """Removes a pin, or what stands in its place: a symbolic link, an empty directory. False where there was none."""
     try:
-        os.unlink(path)  # noqa: PTH108 - bpffs, kept next to the other raw calls
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -274,8 +287,12 @@ def unpin(path: Path) -> bool:
 
 
 def open_pinned(path: Path) -> Map | None:
-    """The map pinned at `path`, or None."""
+    """The map pinned at `path`, or None: nothing is there, or a directory."""
     try:
         return Map.pinned(path)
     except NotFound:
+        return None
+    except KernelError as error:
+        if error.errno != errno.EISDIR:
+            raise
         return None

@@ -24,6 +24,7 @@ from waggle.errors import KernelError, NotFound
 from waggle.kernel import netlink_wire as wire
 from waggle.kernel.netlink_batch import MISSING, Batch, Request
 from waggle.kernel.netlink_wire import (
+    ARPHRD_ETHER,
     RTPROT_WAGGLE,
     Address,
     IPAddress,
@@ -37,6 +38,7 @@ from waggle.kernel.netlink_wire import (
 from waggle.kernel.netns import call_in_netns, call_in_netns_fd
 
 __all__ = [
+    "ARPHRD_ETHER",
     "RTPROT_WAGGLE",
     "Address",
     "Batch",

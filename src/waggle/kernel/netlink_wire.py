@@ -19,6 +19,7 @@ IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 #: Marks every route waggle adds (rtm_protocol), so that cleanup finds them and leaves others alone. A number that no
 #: routing daemon uses (iproute2 etc/iproute2/rt_protos; 186 to 189 are FRR's).
 RTPROT_WAGGLE = 119
+ARPHRD_ETHER = 1
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 
@@ -73,7 +74,9 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface. `peer_index` is IFLA_LINK: a veth's peer, in the namespace `peer_netnsid` if not None."""
+    """A network interface. `type` is ARPHRD_*. `peer_index` is IFLA_LINK: a veth's peer, in the namespace
+    `peer_netnsid` if not None.
+    """
 
     index: int
     name: str
@@ -84,6 +87,7 @@ class Link:
     master: int
     peer_index: int
     peer_netnsid: int | None
+    type: int = ARPHRD_ETHER
 
     @property
     def up(self) -> bool:
@@ -216,7 +220,7 @@ _LINK_ATTRIBUTES = frozenset(
 
 def decode_link(body: memoryview) -> Link:
     """From the body of RTM_NEWLINK or RTM_DELLINK."""
-    _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
+    _, hardware, index, flags, _ = IFINFOMSG.unpack_from(body)
     found = _selected(body, IFINFOMSG.size, _LINK_ATTRIBUTES)
     netnsid = found.get(IFLA_LINK_NETNSID)
     info = found.get(IFLA_LINKINFO)
@@ -230,6 +234,7 @@ def decode_link(body: memoryview) -> Link:
         master=_number(found[IFLA_MASTER]) if IFLA_MASTER in found else 0,
         peer_index=_number(found[IFLA_LINK]) if IFLA_LINK in found else 0,
         peer_netnsid=_I32.unpack_from(netnsid)[0] if netnsid is not None else None,
+        type=hardware,
     )
 
 

@@ -142,8 +142,10 @@ class BpfObject:
     def load(self, maps: Mapping[str, Map] | None = None) -> None:
         """Creates maps and loads programs. Maps in `maps` are used instead of new ones."""
         for name, taken in (maps or {}).items():
-            if name in self._maps and self._lib.bpf_map__reuse_fd(self._maps[name], taken.fd.number):
-                raise LoadError(f"{self.path.name}: cannot use the existing map {name}", log=self._messages())
+            failed = self._lib.bpf_map__reuse_fd(self._maps[name], taken.fd.number) if name in self._maps else 0
+            if failed:
+                reason = os.strerror(-failed)
+                raise LoadError(f"{self.path.name}: cannot use the existing map {name}: {reason}", -failed)
         logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
         result = self._lib.bpf_object__load(self._handle)
         if result:
@@ -275,10 +277,19 @@ def load_pinned(bpf: BpfObject, pin_dir: Path, sizes: Mapping[str, int]) -> dict
         old = moving.get(name)
         if old is not None:
             _move_entries(old, new)
-            unpin(pin_dir / name)
         if name not in taken:
-            new.pin(pin_dir / name)
+            _switch_pin(new, pin_dir / name)
     return dict(bpf.maps)
+
+
+def _switch_pin(new: Map, pin: Path) -> None:
+    """Puts a map in place of the one that is pinned, or of what is no map: at no moment is the name without one."""
+    scratch = pin.with_name(f"{pin.name}-new")
+    unpin(scratch)  # left by a loader that was killed
+    new.pin(scratch)
+    if pin.is_dir() and not pin.is_symlink():
+        unpin(pin)
+    scratch.rename(pin)
 
 
 def _move_entries(old: Map, new: Map) -> None:

@@ -11,8 +11,6 @@ from waggle.errors import KernelError, MissingFeature
 from waggle.kernel.cgroup import cgroup2_mount
 from waggle.kernel.links import AttachType, query_programs
 
-BPFFS_MAGIC = 0xCAFE4A11
-
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -37,7 +35,8 @@ def probe() -> list[Feature]:
         features.append(Feature("cgroup2", True, ""))
     except MissingFeature as error:
         features.append(Feature("cgroup2", False, str(error)))
-    features.append(Feature("tcx", os.geteuid() == 0 and _has_tcx(), "use Linux 6.6 or newer"))
+    if os.geteuid() == 0:  # nobody else is told
+        features.append(Feature("tcx", _has_tcx(), "use Linux 6.6 or newer"))
     return features
 
 
@@ -51,15 +50,28 @@ def require() -> None:
 def mount_bpffs() -> None:
     """Mounts bpffs at its usual place if nothing is there. MissingFeature when the kernel refuses."""
     where = Path("/sys/fs/bpf")
-    if _is_bpffs(where):
+    if _is_bpffs(where) or os.geteuid() != 0:  # `require` tells who is not root first of all
         return
     result = subprocess.run(["mount", "-t", "bpf", "bpf", str(where)], capture_output=True, text=True, check=False)
     if result.returncode:
-        raise MissingFeature(f"cannot mount bpffs at {where}: {result.stderr.strip()}")
+        reason = result.stderr.partition("\n")[0].removeprefix(f"mount: {where}: ").rstrip(".")
+        raise MissingFeature(
+            f"bpffs is not mounted and cannot be mounted from here ({reason}): mount -t bpf bpf {where} on the host"
+        )
 
 
 def _is_bpffs(where: Path) -> bool:
     return any(line.split()[1:3] == [str(where), "bpf"] for line in Path("/proc/self/mounts").read_text().splitlines())
+
+
+def on_bpffs(path: Path) -> bool:
+    """Whether `path`, or where it would be made, is on bpffs."""
+    while not path.exists():
+        path = path.parent
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[2] == number and line.partition(" - ")[2].startswith("bpf ") for line in lines)
 
 
 def _has_tcx() -> bool:

@@ -37,10 +37,12 @@ MAP_DELETE_BATCH = 27
 LINK_CREATE = 28
 LINK_UPDATE = 29
 LINK_DETACH = 34
+ITER_CREATE = 33
 
 BPF_ANY = 0
 BPF_NOEXIST = 1
 BPF_EXIST = 2
+BPF_F_RDONLY = 1 << 3
 
 
 class Fd:
@@ -76,6 +78,8 @@ class Fd:
 def raise_errno(number: int, what: str) -> None:
     """Raises the KernelError that fits `number`; `what` names the operation and its object."""
     message = f"{what}: {os.strerror(number)}"
+    if number in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+        message += ": run as root"
     if number in (errno.ENOENT, errno.ENODEV):
         raise NotFound(message, number)
     if number in (errno.E2BIG, errno.ENOSPC):
@@ -114,10 +118,12 @@ def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
     bpf(OBJ_PIN, attr_of("QII", ctypes.addressof(name), fd, 0), f"pin {path}")
 
 
-def obj_get(path: str | os.PathLike[str]) -> Fd:
-    """A new descriptor of a pinned object; NotFound when there is none."""
+def obj_get(path: str | os.PathLike[str], flags: int = 0) -> Fd:
+    """A new descriptor of a pinned object; NotFound when there is none, errno EISDIR for a directory."""
     name = path_buffer(path)
-    return Fd(bpf(OBJ_GET, attr_of("QII", ctypes.addressof(name), 0, 0), f"open {path}"))
+    if os.path.isdir(path):  # noqa: PTH112 - the kernel says EACCES, which sounds as if root could not read it
+        raise_errno(errno.EISDIR, f"open {path}")
+    return Fd(bpf(OBJ_GET, attr_of("QII", ctypes.addressof(name), 0, flags), f"open {path}"))
 
 
 def obj_info(fd: int, size: int) -> bytes:
@@ -132,6 +138,16 @@ def prog_info(fd: int) -> tuple[int, int, str]:
     raw = obj_info(fd, 128)
     kind, number = struct.unpack_from("=II", raw)
     return kind, number, raw[64:80].split(b"\0", 1)[0].decode(errors="replace")
+
+
+def prog_map_ids(fd: int) -> frozenset[int]:
+    """The ids of the maps that a program uses. Layout: struct bpf_prog_info, nr_map_ids at 52, map_ids at 56."""
+    most = 64  # the kernel's MAX_USED_MAPS
+    ids = (ctypes.c_uint32 * most)()
+    buffer = ctypes.create_string_buffer(128)
+    struct.pack_into("=IQ", buffer, 52, most, ctypes.addressof(ids))
+    bpf(OBJ_GET_INFO_BY_FD, attr_of("IIQ", fd, 128, ctypes.addressof(buffer)), "object info")
+    return frozenset(ids[: struct.unpack_from("=I", buffer, 52)[0]])
 
 
 def link_prog_id(fd: int) -> int:

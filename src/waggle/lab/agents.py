@@ -30,6 +30,7 @@ READY_TIMEOUT = 60.0
 def write_config(lab: LabLayout, node: NodeLayout, record: LabRecord) -> bool:
     """Writes the agent's configuration. True when it differs from what was there."""
     settings: dict[str, object] = {
+        **record.settings,
         "node-name": node.name,
         "manifests": str(lab.manifests),
         "cgroup-root": str(node.place.cgroup),
@@ -40,8 +41,8 @@ def write_config(lab: LabLayout, node: NodeLayout, record: LabRecord) -> bool:
     if record.kubeconfig is not None:
         settings |= {
             "kubeconfig": record.kubeconfig,
-            # The API is reached from where the machine's own processes are: the lab's network leads nowhere.
-            "kubernetes-netns": "/proc/1/ns/net",
+            # The API is reached from where `lab up` was called: the lab's network leads nowhere.
+            "kubernetes-netns": str(lab.api_netns),
             "pod-cidr": list(node.pod_cidrs),
             "node-ip": list(node.addresses),
         }

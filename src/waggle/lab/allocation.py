@@ -1,4 +1,4 @@
-"""What an apiserver fills in when a Service is created: cluster addresses, families and node ports.
+"""What an apiserver fills in when a Service is created: cluster addresses, families, node ports, the health port.
 
 Only manifests that leave them out get them. A Service that is applied again keeps what it has, and nothing is given
 out that another Service of the lab holds.
@@ -33,6 +33,8 @@ class ServiceAllocator:
             spec |= self._addresses(spec, before)
         if spec.get("type") in ("NodePort", "LoadBalancer"):
             spec["ports"] = self._node_ports(spec.get("ports") or [], before.get("ports") or [])
+        if spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
+            spec["healthCheckNodePort"] = self._health_port(spec, before)
         completed = {**service, "spec": spec}
         self._refuse_conflicts(completed)
         self._known[_key(service)] = completed
@@ -68,6 +70,11 @@ class ServiceAllocator:
             taken.add(number)
             result.append({**port, "nodePort": number})
         return result
+
+    def _health_port(self, spec: Document, before: Document) -> int:
+        wanted: int = spec.get("healthCheckNodePort") or before.get("healthCheckNodePort") or 0
+        others = [*self._known.values(), {"spec": {"ports": spec["ports"]}}]
+        return wanted or _first_free(NODE_PORTS, {n for service in others for n in _node_port_numbers(service)})
 
     def _refuse_conflicts(self, service: Document) -> None:
         addresses = set(_cluster_ips(service["spec"]))
@@ -105,6 +112,8 @@ def _node_ports_with_protocol(service: Document) -> Iterator[tuple[str, int]]:
     for port in service["spec"].get("ports") or []:
         if port.get("nodePort"):
             yield port.get("protocol", "TCP"), port["nodePort"]
+    if service["spec"].get("healthCheckNodePort"):
+        yield "TCP", service["spec"]["healthCheckNodePort"]
 
 
 def _node_port_numbers(service: Document) -> Iterator[int]:

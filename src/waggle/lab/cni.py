@@ -17,6 +17,7 @@ from waggle.errors import CniError, LabError
 from waggle.lab import requirements
 from waggle.lab.layout import NodeLayout
 from waggle.lab.record import write_atomically
+from waggle.model.interface import HostPort
 from waggle.model.objects import ObjectKey
 
 CNI_VERSION = "1.1.0"
@@ -29,15 +30,19 @@ def write_conf(node: NodeLayout) -> None:
     conflist = {
         "cniVersion": CNI_VERSION,
         "name": "waggle",
-        "plugins": [{"type": "waggle-cni", "apiSocket": str(node.socket)}],
+        "plugins": [
+            {"type": "waggle-cni", "apiSocket": str(node.socket), "capabilities": {"portMappings": True}},
+        ],
     }
     node.cni_conf.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(node.cni_conf, json.dumps(conflist, indent=2).encode() + b"\n")
 
 
-def add(node: NodeLayout, container_id: str, netns: Path, pod: ObjectKey, uid: str) -> dict[str, Any]:
+def add(
+    node: NodeLayout, container_id: str, netns: Path, pod: ObjectKey, uid: str, host_ports: Iterable[HostPort] = ()
+) -> dict[str, Any]:
     """Connects the pod; the CNI result. Raises CniError."""
-    output = _invoke(node, "ADD", container_id, netns, pod, uid, {})
+    output = _invoke(node, "ADD", container_id, netns, pod, uid, _port_mappings(host_ports))
     try:
         result = json.loads(output)
     except ValueError as error:
@@ -70,6 +75,20 @@ def collect_garbage(node: NodeLayout, container_ids: Iterable[str]) -> None:
     _invoke(node, "GC", "", None, None, "", {"cni.dev/valid-attachments": valid})
 
 
+def _port_mappings(host_ports: Iterable[HostPort]) -> dict[str, Any]:
+    """The capability portMappings, as containerd fills it in."""
+    mappings = [
+        {
+            "hostPort": port.port,
+            "containerPort": port.container_port,
+            "protocol": port.protocol.lower(),
+            "hostIP": port.host_ip,
+        }
+        for port in host_ports
+    ]
+    return {"runtimeConfig": {"portMappings": mappings}} if mappings else {}
+
+
 def _invoke(
     node: NodeLayout,
     command: str,
@@ -81,6 +100,8 @@ def _invoke(
 ) -> str:
     conflist = json.loads(node.cni_conf.read_bytes())
     conf = {"cniVersion": conflist["cniVersion"], "name": conflist["name"], **conflist["plugins"][0], **extra}
+    if not conf.pop("capabilities", {}).get("portMappings"):  # a plugin gets what it says it can do
+        conf.pop("runtimeConfig", None)
     binary = requirements.plugin()
     env = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": command, "CNI_PATH": str(binary.parent)}
     if container_id:

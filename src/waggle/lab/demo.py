@@ -25,9 +25,10 @@ from waggle.lab.layout import CLIENT, LabLayout, Place
 from waggle.lab.lock import Say
 from waggle.lab.record import LabRecord, load_pods
 from waggle.lab.traffic import GIVE_UP_AFTER, Outcome, Probe, outcome_from
+from waggle.model.choice import NodeFacts
 from waggle.model.objects import ObjectKey
 from waggle.model.service import Family, FrontendKind
-from waggle.plan.services import PortView, view_service
+from waggle.plan.services import PlanContext, PortView, view_service
 from waggle.sources.yaml_objects import parse_manifest
 from waggle.store import Store
 
@@ -120,7 +121,9 @@ def _views(lab: LabLayout) -> list[tuple[ObjectKey, PortView]]:
     for path in sorted(lab.manifests.glob("*.yaml")):
         for placed in parse_manifest(path.read_bytes(), str(path)).objects.values():
             store.upsert(placed.obj, str(path))
-    found = [(key, view) for key in sorted(store.services) for view in view_service(store, key)]
+    found = [
+        (key, view) for key in sorted(store.services) for view in view_service(store, key, PlanContext(NodeFacts("")))
+    ]
     return [(key, view) for key, view in found if view.port.protocol in ("TCP", "UDP")]
 
 

@@ -169,14 +169,16 @@ class Report:
         console.print(table)
 
     def _show_latencies(self, console: Console) -> None:
-        columns = ("service", "family", "through the Service", "to the pod directly", "ratio", "")
-        table = _table("Median latency: new socket, one request, one answer", *columns)
+        columns = ("service", "family", "Service", "pod", "Service / pod", "")
+        table = _table(
+            "Median latency through the Service and straight to the pod: new socket, one request, one answer", *columns
+        )
         for latency in self.latencies:
             medians = latency.medians_us
             shown = ("-", "-", "-")
             if medians is not None:
                 through, direct = medians
-                shown = (f"{through:.0f} µs", f"{direct:.0f} µs", f"{direct / through:.2f}")
+                shown = (f"{through:.0f} µs", f"{direct:.0f} µs", f"{through / direct:.2f}")
             failed = latency.through.failed + latency.direct.failed
             _add_row(table, _title(latency.service, latency.port), latency.family, *shown, _reasons(failed))
         console.print(table)

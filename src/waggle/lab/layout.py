@@ -151,6 +151,11 @@ class LabLayout:
         return self.run / "manifests"
 
     @property
+    def api_netns(self) -> Path:
+        """The network namespace from which the agents reach the Kubernetes API."""
+        return self.run / "api-netns"
+
+    @property
     def state(self) -> Path:
         return STATE_ROOT / self.name
 

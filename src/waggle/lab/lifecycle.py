@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from waggle.errors import LabError, WaggleError
 from waggle.kernel.cgroup import cgroup2_mount
 from waggle.lab import agents, cni, namespaces, pods, processes, published, requirements, underlay
-from waggle.lab.layout import DEFAULT_NODES, MAX_NODES, RUN_ROOT, STATE_ROOT, LabLayout, NodeLayout
+from waggle.lab.layout import (
+    DEFAULT_NODES,
+    MAX_NODES,
+    RUN_ROOT,
+    SERVICE_CIDR_V4,
+    SERVICE_CIDR_V6,
+    STATE_ROOT,
+    LabLayout,
+    NodeLayout,
+)
 from waggle.lab.lock import Say, lab_lock
-from waggle.lab.record import LabRecord, load_lab, load_pods, save_lab, save_pod
+from waggle.lab.record import LabRecord, load_lab, load_pods, save_lab
 
 
 def find_lab(name: str) -> tuple[LabLayout, LabRecord]:
@@ -39,30 +49,44 @@ def lab_names() -> list[str]:
     return sorted(path.name for path in RUN_ROOT.iterdir() if path.is_dir()) if RUN_ROOT.is_dir() else []
 
 
-def up(name: str, say: Say, *, nodes: int | None = None, kubeconfig: Path | None = None) -> LabLayout:
-    """Starts the lab, or brings back what is missing from it. None keeps what the lab has."""
+def up(
+    name: str,
+    say: Say,
+    *,
+    nodes: int | None = None,
+    kubeconfig: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Starts the lab, or brings back what is missing from it. None keeps what the lab has.
+
+    Returns what is wrong with single pods; raises WaggleError for what keeps the lab itself from being up.
+    """
     requirements.check_machine()
     lab = LabLayout(name, cgroup2_mount())
     with lab_lock(lab, say):
         if load_lab(lab) is None and _remains(lab):
             say(f"an earlier `down` of lab {name!r} was interrupted: finishing it first")
             _remove_all(lab, say)
-        record = _wanted(lab, nodes, kubeconfig)
+        record = _wanted(lab, nodes, kubeconfig, settings or {})
         save_lab(lab, record)
         lab.manifests.mkdir(parents=True, exist_ok=True)
+        if record.kubeconfig is not None:
+            namespaces.pin_own_netns(lab.api_netns)
         started = time.monotonic()
         if underlay.create_switch(lab):
             say("network: switch and gateway made")
         if underlay.create_client(lab):
+            processes.kill([lab.client.cgroup])
             say("client: a machine outside the cluster made")
         for node in lab.nodes(record.nodes):
             _publish_node(lab, node, record)
+        _publish_service_ranges(lab, record)
         every = lab.nodes(record.nodes)
         _in_parallel(lambda node: _bring_up(lab, node, record, say), every)
         _in_parallel(lambda node: _await_agent(node, record, say), every)
-        _repair_pods(lab, record, say)
+        problems = _repair_pods(lab, record, say)
         say(f"lab {name!r} is up: {_count(record.nodes, 'node')} ({time.monotonic() - started:.1f} s)")
-    return lab
+    return problems
 
 
 def down(name: str, say: Say) -> bool:
@@ -84,7 +108,7 @@ def down(name: str, say: Say) -> bool:
     return found
 
 
-def _wanted(lab: LabLayout, nodes: int | None, kubeconfig: Path | None) -> LabRecord:
+def _wanted(lab: LabLayout, nodes: int | None, kubeconfig: Path | None, settings: Mapping[str, Any]) -> LabRecord:
     known = load_lab(lab)
     count = nodes if nodes is not None else known.nodes if known else DEFAULT_NODES
     if not 1 <= count <= MAX_NODES:
@@ -94,11 +118,12 @@ def _wanted(lab: LabLayout, nodes: int | None, kubeconfig: Path | None) -> LabRe
             f"lab {lab.name!r} has {known.nodes} nodes; nodes can be added, not removed: "
             f"waggle lab down --name {lab.name} first"
         )
+    merged = {**(known.settings if known else {}), **settings}
     if kubeconfig is None:
-        return LabRecord(count, known.kubeconfig if known else None)
+        return LabRecord(count, known.kubeconfig if known else None, merged)
     if not kubeconfig.is_file():
         raise LabError(f"{kubeconfig} does not exist")
-    return LabRecord(count, str(kubeconfig.absolute()))
+    return LabRecord(count, str(kubeconfig.absolute()), merged)
 
 
 def _publish_node(lab: LabLayout, node: NodeLayout, record: LabRecord) -> None:
@@ -116,19 +141,34 @@ def _publish_node(lab: LabLayout, node: NodeLayout, record: LabRecord) -> None:
     )
 
 
+def _publish_service_ranges(lab: LabLayout, record: LabRecord) -> None:
+    """As an apiserver does for the ranges of its flags."""
+    if record.kubeconfig is not None:
+        return
+    published.publish(
+        lab,
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": [SERVICE_CIDR_V4, SERVICE_CIDR_V6]},
+        },
+    )
+
+
 def _bring_up(lab: LabLayout, node: NodeLayout, record: LabRecord, say: Say) -> None:
     """The node's network, configuration and agent process; does not wait for the agent."""
     booted = underlay.create_node(lab, node)
     cni.write_conf(node)
     changed = agents.write_config(lab, node, record)
+    if booted or agents.is_misplaced(node):
+        # What a machine that boots does not have: processes, and anything in bpffs.
+        if processes.is_populated(node.place.cgroup):
+            say(f"{node.name}: its network namespace was gone, so everything on it starts again")
+        processes.kill([node.place.cgroup])
+        if node.bpf.is_dir():
+            shutil.rmtree(node.bpf)
     running = agents.is_running(node)
-    if running and (booted or agents.is_misplaced(node)):
-        say(f"{node.name}: its network namespace was gone, so its agent is ended")
-        agents.stop(node, grace=0)
-        running = False
-    if booted:
-        # A machine that boots has an empty bpffs; programs of the old namespace's interfaces mean nothing here.
-        shutil.rmtree(node.bpf, ignore_errors=True)
     if running and changed:
         say(f"{node.name}: its configuration has changed, starting its agent again")
         agents.stop(node)
@@ -153,16 +193,21 @@ def _await_agent(node: NodeLayout, record: LabRecord, say: Say) -> None:
     say(f"{node.name}: agent ready ({time.monotonic() - started:.1f} s)")
 
 
-def _repair_pods(lab: LabLayout, record: LabRecord, say: Say) -> None:
-    known = load_pods(lab, record.nodes)
+def _repair_pods(lab: LabLayout, record: LabRecord, say: Say) -> list[str]:
+    """Brings back what died of each pod; what could not be, in words. One pod's trouble is no other's."""
+    problems = []
     deadline = time.monotonic() + 30.0
-    for pod, pod_record in known.values():
-        repaired = pods.repair(lab, pod, pod_record, say)
-        if repaired is None:
-            continue
-        save_pod(pod, repaired)
-        problem = pods.await_ready(lab, pod, repaired, deadline)
+    for pod, pod_record in load_pods(lab, record.nodes).values():
+        try:
+            repaired = pods.repair(lab, pod, pod_record, say)
+            if repaired is None:
+                continue
+            problem = pods.await_ready(lab, pod, repaired, deadline)
+        except WaggleError as error:
+            problem = str(error)
         say(f"pod {pod.key}: {problem or 'ready again'}")
+        if problem:
+            problems.append(f"pod {pod.key}: {problem}")
     for node in lab.nodes(record.nodes):
         held = load_pods(lab, record.nodes).values()
         containers = [pod_record.container_id for pod, pod_record in held if pod_record.node == node.index]
@@ -170,6 +215,8 @@ def _repair_pods(lab: LabLayout, record: LabRecord, say: Say) -> None:
             cni.collect_garbage(node, containers)
         except WaggleError as error:
             say(f"{node.name}: {error}")
+            problems.append(f"{node.name}: {error}")
+    return problems
 
 
 def _remains(lab: LabLayout) -> bool:
@@ -192,7 +239,7 @@ def _remove_all(lab: LabLayout, say: Say) -> None:
         # Unpinning detaches programs that nothing else holds.
         shutil.rmtree(lab.bpf)
     uts = lab.run / "uts"
-    namespaces.remove_namespaces([*netns, *(sorted(uts.iterdir()) if uts.is_dir() else [])])
+    namespaces.remove_namespaces([*netns, *(sorted(uts.iterdir()) if uts.is_dir() else []), lab.api_netns])
     say(f"{_count(len(netns), 'network namespace')} removed")
     processes.remove_cgroup(lab.cgroup)
     for folder in (lab.state, lab.run):

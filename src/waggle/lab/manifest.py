@@ -116,5 +116,7 @@ def _identity(document: dict[str, Any]) -> Identity:
 def _lab_object(identity: Identity, document: dict[str, Any]) -> LabObject:
     metadata = {key: value for key, value in document["metadata"].items() if key not in ("resourceVersion", "uid")}
     metadata |= {"name": identity.key.name, "namespace": identity.key.namespace}
-    kept = {key: value for key, value in document.items() if key != "status"}
+    # A lab has no controller that gives load balancers their addresses: manifests say them themselves.
+    keeps_status = document.get("kind") == "Service"
+    kept = {key: value for key, value in document.items() if key != "status" or keeps_status}
     return LabObject(identity.kind, identity.key, {**kept, "metadata": metadata})

@@ -33,6 +33,21 @@ def create_netns(path: Path) -> bool:
     return True
 
 
+def pin_own_netns(path: Path) -> None:
+    """Gives the network namespace of the caller the name `path`, which leads there whoever opens it, and for ever.
+
+    /proc/1/ns/net is no such name: it leads elsewhere where the caller has a network of its own, and even root may
+    not open it where the first process has capabilities that others lack.
+    """
+    own = Path("/proc/self/ns/net")
+    if is_namespace(path) and path.samefile(own):
+        return
+    remove_namespaces([path])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    _run(["mount", "--bind", str(own), str(path)])
+
+
 def create_uts(path: Path, hostname: str) -> None:
     """Makes the UTS namespace with that host name unless it exists."""
     if is_namespace(path):

@@ -15,6 +15,8 @@ from waggle.errors import LabError
 from waggle.kernel.netns import call_in_netns
 
 _CONNTRACK_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+# Tables of iptables in the namespace of the thread that reads; iptables-nft makes tables of nftables instead.
+_TABLE_NAMES = (Path("/proc/thread-self/net/ip_tables_names"), Path("/proc/thread-self/net/ip6_tables_names"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ def _conntrack() -> int | None:
         return None
 
 
+def _has_iptables() -> bool:
+    """Whether there is a table at all. Looked at first: the tool would make the tables that it is to list."""
+    return any(names.exists() and names.read_text().split() for names in _TABLE_NAMES)
+
+
 def _nft(netns: Path) -> int | None:
     """Lines of the ruleset: an untouched namespace has none, not even an empty table."""
     output = _run(netns, "nft", "list", "ruleset")
@@ -56,6 +63,8 @@ def _nft(netns: Path) -> int | None:
 
 
 def _iptables(netns: Path) -> int | None:
+    if not call_in_netns(netns, _has_iptables):
+        return 0
     outputs = [_run(netns, tool) for tool in ("iptables-save", "ip6tables-save")]
     known = [output for output in outputs if output is not None]
     if not known:

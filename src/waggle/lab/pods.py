@@ -23,6 +23,7 @@ from waggle.lab.containers import ContainerState
 from waggle.lab.layout import LabLayout, PodLayout
 from waggle.lab.lock import Say
 from waggle.lab.record import PodRecord, save_pod
+from waggle.model.host_port import host_ports
 from waggle.model.objects import Pod
 
 _INIT_TIMEOUT = 120.0
@@ -82,7 +83,8 @@ def start(lab: LabLayout, pod: PodLayout, record: PodRecord) -> PodRecord:
         record = msgspec.structs.replace(record, addresses=list(pod.node.addresses))
     else:
         namespaces.create_place(pod.place)
-        result = cni.add(pod.node, record.container_id, pod.place.netns, record.key, record.uid)
+        ports = host_ports(typed(record))
+        result = cni.add(pod.node, record.container_id, pod.place.netns, record.key, record.uid, ports)
         record = msgspec.structs.replace(record, addresses=cni.addresses_of(result), cni_result=result)
     save_pod(pod, record)
     _prepare_after(pod, record)
@@ -160,12 +162,12 @@ def remove(lab: LabLayout, pod: PodLayout, record: PodRecord, say: Say, *, grace
     for name in ("succeeded", "failed"):
         (pod.run / f"after-{name}.yaml").unlink(missing_ok=True)
     if published.find(lab, "Pod", record.key) is not None:
-        # Still ready, as in Kubernetes: a terminating endpoint that serves is what traffic falls back to.
-        document = live_object(record, pod, phase="Running", ready=True)
+        # As ready as before, as in Kubernetes: a terminating endpoint that serves is what traffic falls back to.
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        document["metadata"] = {**document["metadata"], "deletionTimestamp": now}
-        published.publish(lab, document)
+        _show_terminating(lab, pod, record, now, ready=not _problem(states(pod, record)))
         time.sleep(_SETTLE)
+        processes.terminate([pod.place.cgroup], grace=grace)
+        _show_terminating(lab, pod, record, now, ready=False)
     processes.terminate([pod.place.cgroup], grace=grace)
     published.retract(lab, "Pod", record.key)
     _disconnect(pod, record, say)
@@ -174,6 +176,12 @@ def remove(lab: LabLayout, pod: PodLayout, record: PodRecord, say: Say, *, grace
     for path in sorted(pod.run.iterdir(), key=lambda path: path == pod.record):
         path.unlink()
     shutil.rmtree(pod.run)
+
+
+def _show_terminating(lab: LabLayout, pod: PodLayout, record: PodRecord, since: str, *, ready: bool) -> None:
+    document = live_object(record, pod, phase="Running", ready=ready)
+    document["metadata"] = {**document["metadata"], "deletionTimestamp": since}
+    published.publish(lab, document)
 
 
 def _is_connected(pod: PodLayout, record: PodRecord) -> bool:

@@ -24,6 +24,8 @@ class LabRecord(msgspec.Struct, frozen=True):
 
     nodes: int
     kubeconfig: str | None = None
+    #: Settings of every agent, beyond those that make the lab.
+    settings: dict[str, Any] = {}
 
 
 class PodRecord(msgspec.Struct, frozen=True):

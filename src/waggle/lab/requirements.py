@@ -23,7 +23,7 @@ _TOOLS = {
     "umount": "mount",
     "hostname": "hostname",
 }
-_OBJECTS = ("socket.bpf.o", "pod.bpf.o", "node.bpf.o")
+_OBJECTS = ("socket.bpf.o", "pod.bpf.o", "node.bpf.o", "stale.bpf.o")
 
 
 def require_root() -> None:

@@ -103,6 +103,7 @@ def _service(document: Document) -> Document:
             }
             for port in spec.get("ports") or []
         ],
+        "healthCheckNodePort": spec.get("healthCheckNodePort"),
     }
 
 

@@ -37,9 +37,11 @@ class Probe:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a probe. `failed` counts by reason, `answers` by the name of who answered."""
+    """What came of a probe. `failed` counts by reason, `answers` by the name of who answered, `clients` by the address
+    that those saw."""
 
     answers: Counter[str] = field(default_factory=Counter)
+    clients: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     latencies_us: list[float] = field(default_factory=list)
 
@@ -48,13 +50,19 @@ class Outcome:
         return self.answers.total()
 
     def merged(self, other: Outcome) -> Outcome:
-        return Outcome(self.answers + other.answers, self.failed + other.failed, self.latencies_us + other.latencies_us)
+        return Outcome(
+            self.answers + other.answers,
+            self.clients + other.clients,
+            self.failed + other.failed,
+            self.latencies_us + other.latencies_us,
+        )
 
 
 def document_of(outcome: Outcome) -> dict[str, Any]:
     """The outcome in its JSON form."""
     return {
         "answers": dict(outcome.answers),
+        "clients": dict(outcome.clients),
         "failed": dict(outcome.failed),
         "latencies_us": [round(latency, 1) for latency in outcome.latencies_us],
     }
@@ -62,7 +70,12 @@ def document_of(outcome: Outcome) -> dict[str, Any]:
 
 def outcome_from(document: dict[str, Any]) -> Outcome:
     """The outcome from its JSON form."""
-    return Outcome(Counter(document["answers"]), Counter(document["failed"]), list(document["latencies_us"]))
+    return Outcome(
+        Counter(document["answers"]),
+        Counter(document["clients"]),
+        Counter(document["failed"]),
+        list(document["latencies_us"]),
+    )
 
 
 def run(probes: list[Probe]) -> list[Outcome]:
@@ -80,13 +93,15 @@ def run(probes: list[Probe]) -> list[Outcome]:
             try:
                 answer = _tcp(probe) if probe.protocol == "tcp" else _udp(probe, connected=turn % 2 == 0)
                 taken = time.perf_counter_ns() - begin
-                name = str(json.loads(answer)["name"])
+                said = json.loads(answer)
+                name, client = str(said["name"]), str(said["client"])
             except (OSError, ValueError, KeyError) as error:
                 outcome.failed[_reason(error)] += 1
                 failures_in_a_row[index] += 1
                 continue
             failures_in_a_row[index] = 0
             outcome.answers[name] += 1
+            outcome.clients[client] += 1
             outcome.latencies_us.append(taken / 1000)
     return outcomes
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class HostPort(NamedTuple):
+    """A port of the node that leads to a port of a pod. `host_ip` is "" for every address of the node."""
+
+    protocol: str
+    port: int
+    container_port: int
+    host_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +22,8 @@ class PodInterface:
     """One attachment of one container, both ends.
 
     MACs are text ("02:…"); `netns` is the path the runtime gave; `host_ifindex` is 0 where the host side is gone;
-    `namespace` and `name` are those of the Kubernetes pod, "" where the runtime did not tell.
+    `namespace` and `name` are those of the Kubernetes pod, "" where the runtime did not tell. `host_ports` are those
+    that the runtime asked for.
     """
 
     container_id: str
@@ -26,6 +36,7 @@ class PodInterface:
     netns: Path
     namespace: str = ""
     name: str = ""
+    host_ports: tuple[HostPort, ...] = ()
 
 
 class PodDatapath(Protocol):

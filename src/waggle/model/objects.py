@@ -17,6 +17,11 @@ import msgspec
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+#: On an EndpointSlice: when what it follows changed (a pod became ready, say).
+TRIGGER_TIME_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
+#: A node that the cluster autoscaler is about to remove.
+TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
 class ObjectKey(NamedTuple):
@@ -51,6 +56,14 @@ class ServicePort(Struct, frozen=True):
     node_port: int = 0
 
 
+class ClientIPConfig(Struct, frozen=True):
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Struct, frozen=True):
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
 class ServiceSpec(Struct, frozen=True):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
@@ -61,13 +74,31 @@ class ServiceSpec(Struct, frozen=True):
     selector: dict[str, str] | None = None
     publish_not_ready_addresses: bool = False
     session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str = "Cluster"
     external_traffic_policy: str = "Cluster"
+    load_balancer_source_ranges: list[str] | None = None
+    health_check_node_port: int = 0
+    traffic_distribution: str | None = None
+
+
+class LoadBalancerIngress(Struct, frozen=True):
+    ip: str = ""
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Struct, frozen=True):
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Struct, frozen=True):
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
 class Service(Struct, frozen=True):
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
 
     @property
     def key(self) -> ObjectKey:
@@ -86,11 +117,21 @@ class ObjectReference(Struct, frozen=True):
     name: str = ""
 
 
+class NamedHint(Struct, frozen=True):
+    name: str = ""
+
+
+class EndpointHints(Struct, frozen=True):
+    for_zones: list[NamedHint] | None = None
+    for_nodes: list[NamedHint] | None = None
+
+
 class Endpoint(Struct, frozen=True):
     addresses: list[str] = []
     conditions: EndpointConditions = EndpointConditions()
     node_name: str | None = None
     zone: str | None = None
+    hints: EndpointHints | None = None
     target_ref: ObjectReference | None = None
 
 
@@ -180,9 +221,14 @@ class NodeAddress(Struct, frozen=True):
     address: str
 
 
+class Taint(Struct, frozen=True):
+    key: str = ""
+
+
 class NodeSpec(Struct, frozen=True):
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
     pod_cidrs: list[str] = msgspec.field(default_factory=list, name="podCIDRs")
+    taints: list[Taint] | None = None
 
 
 class NodeStatus(Struct, frozen=True):
@@ -199,14 +245,30 @@ class Node(Struct, frozen=True):
         return ObjectKey("", self.metadata.name)
 
 
-Object = Service | EndpointSlice | Pod | Node
+class ServiceCIDRSpec(Struct, frozen=True):
+    cidrs: list[str] = []
+
+
+class ServiceCIDR(Struct, frozen=True):
+    """A range that cluster addresses are allocated from."""
+
+    metadata: ObjectMeta
+    spec: ServiceCIDRSpec = ServiceCIDRSpec()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("", self.metadata.name)
+
+
+Object = Service | EndpointSlice | Pod | Node | ServiceCIDR
 
 #: kind → (apiVersion, type, namespaced). The kinds waggle reads; others in a manifest are passed over with a note.
-KINDS: dict[str, tuple[str, type[Service] | type[EndpointSlice] | type[Pod] | type[Node], bool]] = {
+KINDS: dict[str, tuple[str, type[Object], bool]] = {
     "Service": ("v1", Service, True),
     "EndpointSlice": ("discovery.k8s.io/v1", EndpointSlice, True),
     "Pod": ("v1", Pod, True),
     "Node": ("v1", Node, False),
+    "ServiceCIDR": ("networking.k8s.io/v1", ServiceCIDR, False),
 }
 
 

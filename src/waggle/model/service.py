@@ -1,23 +1,26 @@
-"""What a Service means on a node: its frontends, the endpoints behind each port, and which of them may be chosen.
+"""What a Service means: which frontends it has, in which families, with which affinity and for which clients.
 
 Rules are those of Kubernetes 1.36 (pkg/proxy), referred to as semantics.md section N. Addresses are text here; tables
-and bytes are the business of waggle.plan.
+and bytes are the business of waggle.plan. Endpoints are in `endpoints`, who gets which of them in `choice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from waggle.model.objects import (
-    HEADLESS_LABEL,
-    SERVICE_PROXY_NAME_LABEL,
-    EndpointSlice,
-    Pod,
-    Service,
-    ServicePort,
-)
+from waggle.model.objects import SERVICE_PROXY_NAME_LABEL, Service, ServicePort
+
+DEFAULT_AFFINITY_SECONDS = 10_800
+
+BALANCING_ANNOTATION = "waggle.dev/balancing"
+FORWARDING_ANNOTATION = "waggle.dev/forwarding"
+WEIGHT_ANNOTATION = "waggle.dev/weight"
+MAX_WEIGHT = 1000
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Family(StrEnum):
@@ -27,10 +30,28 @@ class Family(StrEnum):
     IPV6 = "IPv6"
 
 
+class Balancing(StrEnum):
+    """How a new flow's backend is chosen. MAGLEV: by a hash of the flow, with the same outcome on every node."""
+
+    RANDOM = "random"
+    MAGLEV = "maglev"
+
+
+class Forwarding(StrEnum):
+    """How packets from outside reach backends on other nodes. SNAT: with this node's address, answers come back here.
+    DSR: as they are, inside packets to the backend, whose node answers the client directly.
+    """
+
+    SNAT = "snat"
+    DSR = "dsr"
+
+
 class FrontendKind(StrEnum):
     """Why an address is a frontend."""
 
     CLUSTER_IP = "ClusterIP"
+    EXTERNAL_IP = "ExternalIP"
+    LOAD_BALANCER = "LoadBalancer"
     NODE_PORT = "NodePort"
 
 
@@ -40,17 +61,6 @@ class Frontend(NamedTuple):
     kind: FrontendKind
     address: str
     port: int
-
-
-class Endpoint(NamedTuple):
-    """One address and port that may serve, with the conditions that decide whether it does."""
-
-    address: str
-    port: int
-    ready: bool
-    serving: bool
-    terminating: bool
-    node: str | None
 
 
 def family_of(address: str) -> Family:
@@ -74,6 +84,16 @@ def cluster_ips(service: Service) -> list[str]:
     return [address for address in addresses if address and address != "None"]
 
 
+def load_balancer_ips(service: Service) -> list[str]:
+    """Addresses of the load balancer that arrive here as destinations: those whose ipMode is VIP or not said. With
+    ipMode Proxy the load balancer is the destination, and in-cluster traffic must go through it (semantics.md 1).
+    """
+    if service.spec.type != "LoadBalancer":
+        return []
+    ingress = service.status.load_balancer.ingress or ()
+    return [entry.ip for entry in ingress if entry.ip and entry.ip_mode in (None, "VIP")]
+
+
 def families(service: Service) -> list[Family]:
     """The families a Service has frontends in.
 
@@ -85,109 +105,96 @@ def families(service: Service) -> list[Family]:
 
 
 def frontends(service: Service, port: ServicePort, family: Family) -> list[Frontend]:
-    """The frontends of one port in one family."""
-    found = [
-        Frontend(FrontendKind.CLUSTER_IP, address, port.port)
-        for address in cluster_ips(service)
-        if family_of(address) is family
-    ]
+    """The frontends of one port in one family: cluster, external and load balancer addresses, then the node port."""
+    addresses = [(FrontendKind.CLUSTER_IP, address) for address in cluster_ips(service)]
+    addresses += [(FrontendKind.EXTERNAL_IP, address) for address in service.spec.external_ips or ()]
+    addresses += [(FrontendKind.LOAD_BALANCER, address) for address in load_balancer_ips(service)]
+    found = [Frontend(kind, address, port.port) for kind, address in addresses if family_of(address) is family]
     if port.node_port and service.spec.type in ("NodePort", "LoadBalancer"):
         found.append(Frontend(FrontendKind.NODE_PORT, "", port.node_port))
     return found
 
 
-def is_read(piece: EndpointSlice) -> bool:
-    """Whether a slice counts (semantics.md section 1: slices with the headless label are not watched)."""
-    return HEADLESS_LABEL not in (piece.metadata.labels or {})
+def affinity_seconds(service: Service) -> int:
+    """How long a client stays with its backend after its last new flow; 0 without affinity (semantics.md section 4)."""
+    if service.spec.session_affinity != "ClientIP":
+        return 0
+    config = service.spec.session_affinity_config
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+    return DEFAULT_AFFINITY_SECONDS if seconds is None else seconds
 
 
-def slice_endpoints(slices: Iterable[EndpointSlice], port: ServicePort, family: Family) -> list[Endpoint]:
-    """The endpoints that slices give for a Service port.
+def source_ranges(service: Service, family: Family, node_addresses: Iterable[str] = ()) -> list[IPNetwork] | None:
+    """The networks whose clients may use the load balancer addresses of a family; None: everybody's may.
 
-    Only addresses[0] counts; a slice port without number is ignored; nil ready and serving mean true, nil terminating
-    false. A named target port may have several numbers: every slice port of the name is used. The same address and
-    port in two slices: an entry that is not terminating wins, else the last seen (semantics.md section 1).
+    They guard nothing else. A range that holds everything of the family opens it, and so does a list in which the
+    family does not occur. Where an address of this node is allowed, the load balancer's own address is too: a client
+    on the node that has bound it comes with it as its source (semantics.md section 3). Values that are no range are
+    passed over: the API server lets none through.
     """
-    found: dict[tuple[str, int], Endpoint] = {}
-    for piece in slices:
-        if piece.address_type != family or not is_read(piece):
-            continue
-        numbers = [
-            p.port
-            for p in piece.ports or ()
-            if p.name is not None and p.name == port.name and p.port and (p.protocol or "TCP") == port.protocol
-        ]
-        if not numbers:
-            continue
-        for endpoint in piece.endpoints or ():
-            if not endpoint.addresses:
-                continue
-            address = endpoint.addresses[0]
-            conditions = endpoint.conditions
-            ready, serving = conditions.ready is not False, conditions.serving is not False
-            terminating = bool(conditions.terminating)
-            for number in numbers:
-                at = (address, number)
-                if terminating and at in found and not found[at].terminating:
-                    continue
-                found[at] = Endpoint(address, number, ready, serving, terminating, endpoint.node_name)
-    return list(found.values())
+    found = [network for network in _ranges(service) if _is_of(network, family)]
+    if not found or any(network.prefixlen == 0 for network in found):
+        return None
+    addresses = [ipaddress.ip_address(text) for text in node_addresses]
+    if any(address in network for network in found for address in addresses):
+        found += [ipaddress.ip_network(text) for text in load_balancer_ips(service) if family_of(text) is family]
+    return sorted(set(found), key=lambda network: (int(network.network_address), network.prefixlen))
 
 
-def pod_endpoints(service: Service, pods: Iterable[Pod], port: ServicePort, family: Family) -> list[Endpoint]:
-    """The endpoints of a Service without EndpointSlices: the pods its selector selects.
-
-    As Kubernetes' endpoint slice controller computes them (pkg/controller/endpointslice): pods that have an address
-    and have not finished; ready by the Ready condition, or always with publishNotReadyAddresses.
+def open_families(service: Service) -> list[Family]:
+    """The families of load balancer addresses that source ranges were given for the other family alone: Kubernetes
+    leaves them open to everybody, which whoever wrote the list should know.
     """
-    selector = service.spec.selector
-    if not selector:
-        return []
-    found: dict[tuple[str, int], Endpoint] = {}
-    for pod in pods:
-        if not selector.items() <= (pod.metadata.labels or {}).items() or pod.status.phase in ("Succeeded", "Failed"):
+    ranges = _ranges(service)
+    served = {family_of(address) for address in load_balancer_ips(service)}
+    return sorted(family for family in served if ranges and not any(_is_of(network, family) for network in ranges))
+
+
+def _ranges(service: Service) -> list[IPNetwork]:
+    found = []
+    for text in service.spec.load_balancer_source_ranges or ():
+        try:
+            found.append(ipaddress.ip_network(text.strip(), strict=False))
+        except ValueError:
             continue
-        address = pod_address(pod, family)
-        number = target_port(pod, port)
-        if address is None or number is None:
-            continue
-        serving = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
-        terminating = pod.metadata.deletion_timestamp is not None
-        ready = service.spec.publish_not_ready_addresses or (serving and not terminating)
-        known = found.get((address, number))
-        if known is not None and terminating and not known.terminating:
-            continue
-        found[address, number] = Endpoint(address, number, ready, serving, terminating, pod.spec.node_name or None)
-    return list(found.values())
+    return found
 
 
-def pod_address(pod: Pod, family: Family) -> str | None:
-    """The pod's address of a family, or None."""
-    addresses = [p.ip for p in pod.status.pod_ips] or ([pod.status.pod_ip] if pod.status.pod_ip else [])
-    return next((address for address in addresses if family_of(address) is family), None)
+def _is_of(network: IPNetwork, family: Family) -> bool:
+    return (network.version == 6) == (family is Family.IPV6)
 
 
-def target_port(pod: Pod, port: ServicePort) -> int | None:
-    """The number that a Service port has on a pod; None where a named port does not exist there.
+def balancing(service: Service, default: Balancing) -> Balancing:
+    """How the Service wants its flows spread: its annotation waggle.dev/balancing, else the default."""
+    return _annotated(service, BALANCING_ANNOTATION, default)
 
-    Init containers count only where they keep running (restartPolicy Always), as in Kubernetes' podutil.FindPort.
+
+def forwarding(service: Service, default: Forwarding) -> Forwarding:
+    """How the Service wants packets from outside forwarded: its annotation waggle.dev/forwarding, else the default."""
+    return _annotated(service, FORWARDING_ANNOTATION, default)
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def _annotated(service: Service, annotation: str, default: _Choice) -> _Choice:
+    wanted = (service.metadata.annotations or {}).get(annotation)
+    return type(default)(wanted) if wanted in set(type(default)) else default
+
+
+def weight(annotations: Mapping[str, str] | None) -> int:
+    """How many flows an endpoint gets in proportion to others: the annotation waggle.dev/weight of its EndpointSlice,
+    or of its pod where there are no slices. 0: none, where others have more. At most 1000; 1 where it says nothing.
     """
-    target = port.target_port
-    if target is None or target == 0 or target == "":
-        return port.port
-    if isinstance(target, int):
-        return target
-    sidecars = [c for c in pod.spec.init_containers if c.restart_policy == "Always"]
-    for container in (*pod.spec.containers, *sidecars):
-        for offered in container.ports:
-            if offered.name == target and offered.protocol == port.protocol:
-                return offered.container_port
-    return None
+    text = (annotations or {}).get(WEIGHT_ANNOTATION, "")
+    return min(int(text), MAX_WEIGHT) if text.isascii() and text.isdigit() and len(text) <= 4 else 1
 
 
-def cluster_set(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """The endpoints that cluster-wide traffic may go to: the ready ones; if there is none, all that still serve while
-    they terminate (semantics.md section 2)."""
-    every = list(endpoints)
-    ready = [e for e in every if e.ready]
-    return ready or [e for e in every if e.serving and e.terminating]
+def ignored_annotations(service: Service) -> list[str]:
+    """Sentences about annotations of waggle's that say nothing it knows."""
+    found = []
+    for annotation, known in ((BALANCING_ANNOTATION, Balancing), (FORWARDING_ANNOTATION, Forwarding)):
+        wanted = (service.metadata.annotations or {}).get(annotation)
+        if wanted is not None and wanted not in set(known):
+            found.append(f"annotation {annotation}: {wanted!r} is not {' or '.join(known)}; the default is used")
+    return found

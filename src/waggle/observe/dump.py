@@ -8,21 +8,39 @@ from typing import Any
 
 from waggle.abi._generated import MAPS, U32, U64, Address, Counter, Hook
 from waggle.abi.address import protocol_name, unpack_address
-from waggle.errors import NotFound
+from waggle.errors import KernelError, NotFound
 from waggle.kernel import maps
 from waggle.kernel.maps import Map
 from waggle.observe.events import hook_name, reason_name
 
-_TYPES = {1: "hash", 2: "array", 5: "percpu_hash", 6: "percpu_array", 9: "lru_hash", 24: "sk_storage", 27: "ringbuf"}
+_TYPES = {
+    1: "hash",
+    2: "array",
+    5: "percpu_hash",
+    6: "percpu_array",
+    9: "lru_hash",
+    11: "lpm_trie",
+    24: "sk_storage",
+    27: "ringbuf",
+}
 _ADDRESS_FIELDS = {"addr", "src", "dst", "frontend", "backend"}
+_TEXT_FIELDS = {"namespace", "name"}
 
 
 def list_maps(bpf_root: Path) -> list[dict[str, Any]]:
     """Name, type, size and memory of every pinned map."""
     directory = bpf_root / "maps"
     rows = []
-    for pin in sorted(directory.iterdir()) if directory.is_dir() else []:
-        item = Map.pinned(pin)
+    try:
+        pins = sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise KernelError(f"cannot read {directory}: {error.strerror}: run as root", error.errno or 0) from error
+    for pin in pins:
+        item = maps.open_pinned(pin)
+        if item is None:
+            continue
         info = item.info
         rows.append(
             {
@@ -87,6 +105,8 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             row |= _flatten(item, f"{label}_")
         elif field in _ADDRESS_FIELDS and isinstance(item, bytes):
             row[label] = unpack_address(item)
+        elif field in _TEXT_FIELDS and isinstance(item, bytes):
+            row[label] = item.rstrip(b"\0").decode(errors="replace")
         elif isinstance(item, bytes):
             row[label] = item.hex(":")
         elif field == "proto":

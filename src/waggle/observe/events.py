@@ -22,12 +22,19 @@ Listener = Callable[[dict[str, Any]], None]
 REASONS = {
     Reason.MALFORMED: "IP or transport header cut short or impossible",
     Reason.NO_BACKEND: "the Service has no usable endpoint",
-    Reason.FRAGMENT: "a later fragment to a Service address: its ports are unknown",
+    Reason.FRAGMENT: "a later fragment to a Service whose first one was not translated here",
     Reason.NAT_PORTS: "no free source port for SNAT",
     Reason.NAT_FULL: "the NAT table took no entry: raise max-nat",
     Reason.REWRITE: "the packet could not be rewritten",
     Reason.NO_NODE_IP: "SNAT needed, but this node has no address of the family: set node-ip",
     Reason.STALE_BACKEND: "the backend record is missing: the tables are inconsistent",
+    Reason.NO_LOCAL_BACKEND: "traffic policy Local: the usable endpoints are on other nodes",
+    Reason.SOURCE_RANGE: "the client is in none of the Service's loadBalancerSourceRanges",
+    Reason.NO_PORT: "the address is a Service's, but no Service defines this port there",
+    Reason.FREE_ADDRESS: "an address of a Service range that no Service has",
+    Reason.TOO_BIG: "translated, it does not fit the way to the backend; the sender was told",
+    Reason.NO_ROUTE: "no route to the backend's node",
+    Reason.EXPIRED: "translated, and its time to live is over; the sender was told",
 }
 
 

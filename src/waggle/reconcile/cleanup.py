@@ -5,12 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from waggle.errors import AlreadyRunning, KernelError
-from waggle.kernel import links, maps
+from waggle.errors import AlreadyRunning, KernelError, MissingFeature
+from waggle.kernel import links, maps, pidfd, syscall
+from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink
+from waggle.reconcile import health_process
+from waggle.reconcile.reserved_ports import ReservedPorts
 
 POD_INTERFACE_PREFIX = "wag"
 Removed = list[tuple[str, str]]
@@ -22,32 +26,97 @@ def clean_node(bpf_root: Path, state_dir: Path, api_socket: Path, *, dry_run: bo
 
     def remove(kind: str, name: object, action: Callable[[], object]) -> None:
         if not dry_run:
-            action()
+            try:
+                action()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise KernelError(f"cannot remove {kind} {name}: {error.strerror}", error.errno or 0) from error
         removed.append((kind, str(name)))
 
+    def remove_pins(kind: str, directory: Path, action: Callable[[Path], object]) -> None:
+        for pin in _files(directory):
+            if pin.is_dir() and not pin.is_symlink():  # none of ours, but it stands where ours do
+                remove("directory", pin, lambda pin=pin: shutil.rmtree(pin))  # type: ignore[misc]
+            else:
+                remove(kind, pin, lambda pin=pin: action(pin))  # type: ignore[misc]
+
     with _Exclusive(bpf_root):
-        for pin in _files(bpf_root / "links"):
-            remove("link", pin, lambda pin=pin: links.detach(pin))  # type: ignore[misc]
-        for pin in _files(bpf_root / "maps"):
-            remove("map", pin, lambda pin=pin: maps.unpin(pin))  # type: ignore[misc]
+        _refuse_living_agent(api_socket)
+        _remove_health_process(bpf_root, api_socket, remove)
+        remove_pins("link", bpf_root / "links", links.detach)
+        remove_pins("map", bpf_root / "maps", maps.unpin)
         with Netlink() as netlink:
             for link in netlink.links():
-                if link.kind == "veth" and _is_pod_interface(link.name):
+                if link.kind == "veth" and is_pod_interface(link.name):
                     remove("interface", link.name, lambda name=link.name: _delete_link(netlink, name))  # type: ignore[misc]
             for route in netlink.routes(protocol=RTPROT_WAGGLE):
                 if route.via is not None:
                     remove("route", f"{route.dst} via {route.via}", lambda r=route: _delete_route(netlink, r))  # type: ignore[misc]
+        reserved = ReservedPorts(state_dir)
+        if reserved.any:
+            remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)
         if state_dir.exists():
             remove("state", state_dir, lambda: shutil.rmtree(state_dir))
         if api_socket.exists():
             remove("socket", api_socket, api_socket.unlink)
-    for directory in (bpf_root / "links", bpf_root / "maps", bpf_root):
-        if directory.is_dir():
-            remove("directory", directory, directory.rmdir)
+        for directory in (bpf_root / "links", bpf_root / "maps"):
+            if directory.is_dir():
+                remove("directory", directory, directory.rmdir)
+    if bpf_root.is_dir() and all(path.name in ("links", "maps") for path in bpf_root.iterdir()):
+        remove("directory", bpf_root, bpf_root.rmdir)
     return removed
 
 
-def _is_pod_interface(name: str) -> bool:
+def _remove_health_process(
+    bpf_root: Path, api_socket: Path, remove: Callable[[str, object, Callable[[], object]], None]
+) -> None:
+    """While the pins still tell which process and which cgroup it is."""
+    root_cgroup = _cgroup_of_links(bpf_root / "links")
+    cgroup = root_cgroup / health_process.NAME if root_cgroup else None
+    table = maps.open_pinned(bpf_root / "maps" / "wag_health")
+    for pid in health_process.find_processes(table.info.id if table else -1, cgroup):
+        remove("process", f"{health_process.NAME} ({pid})", lambda pid=pid: pidfd.kill(pid))  # type: ignore[misc]
+    if cgroup is not None and cgroup.is_dir():
+        remove("cgroup", cgroup, lambda: health_process.remove_cgroup(cgroup))
+    control, root = health_process.control_socket(api_socket), health_process.empty_root(api_socket)
+    if control.exists():
+        remove("socket", control, control.unlink)
+    if root.is_dir():
+        remove("directory", root, root.rmdir)
+
+
+def _cgroup_of_links(directory: Path) -> Path | None:
+    """The cgroup whose sockets were load-balanced: that of the links; where none is left, all of the machine's."""
+    try:
+        mount = cgroup2_mount()
+    except MissingFeature:
+        return None
+    numbers = set()
+    for pin in directory.glob("cgroup-*"):
+        try:
+            with syscall.obj_get(pin) as link:
+                numbers.add(links.link_target(link.number))
+        except KernelError:
+            continue  # no link, whatever it is
+    for folder, _, _ in os.walk(mount):
+        if numbers and cgroup_id(Path(folder)) in numbers:
+            return Path(folder)
+    return mount
+
+
+def _refuse_living_agent(api_socket: Path) -> None:
+    """The lock only tells of an agent with this bpf root; interfaces and routes may be those of another."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(api_socket))
+        except OSError:
+            return  # nothing there, or nobody listens any more
+    raise AlreadyRunning(f"an agent answers on {api_socket}: stop it first")
+
+
+def is_pod_interface(name: str) -> bool:
+    """Whether an interface is the host side of a pod, by the name that CNI gives it."""
     digest = name.removeprefix(POD_INTERFACE_PREFIX)
     return name != digest and len(digest) == 11 and all(c in "0123456789abcdef" for c in digest)
 

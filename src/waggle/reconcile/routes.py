@@ -1,7 +1,7 @@
 """Routes to the pods of other nodes (native routing): one per pod range, through the node's address.
 
 Only routes of protocol RTPROT_WAGGLE are ours to change. A node whose address is not on a link of ours gets no route,
-and that is reported: an overlay is needed there.
+and that is reported: an overlay is needed there. So is a node without an address: its kubelet may never have said one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from waggle.errors import KernelError
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, IPAddress, IPNetwork, Netlink
 from waggle.model.objects import Node
+from waggle.model.vip import pod_cidrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +22,6 @@ class PodRoute:
 
     dst: IPNetwork
     via: IPAddress
-
-
-def pod_cidrs(node: Node) -> list[IPNetwork]:
-    """A node's pod ranges; values that are no range are passed over (the API server lets none through)."""
-    found = []
-    for text in node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else []):
-        try:
-            found.append(ipaddress.ip_network(text))
-        except ValueError:
-            continue
-    return found
 
 
 def internal_addresses(node: Node) -> dict[int, IPAddress]:
@@ -59,6 +49,17 @@ def wanted_routes(nodes: Iterable[Node], own_name: str) -> set[PodRoute]:
             if via is not None:
                 wanted.add(PodRoute(cidr, via))
     return wanted
+
+
+def unaddressed_ranges(nodes: Iterable[Node], own_name: str) -> dict[IPNetwork, str]:
+    """The pod ranges of other nodes that have no address of the same family, so that no route leads there; and why."""
+    return {
+        cidr: f"node {node.metadata.name} has no IPv{cidr.version} InternalIP, so there is no route to its pods"
+        for node in nodes
+        if node.metadata.name != own_name
+        for cidr in pod_cidrs(node)
+        if cidr.version not in internal_addresses(node)
+    }
 
 
 def sync_routes(wanted: set[PodRoute], netlink: Netlink) -> dict[PodRoute, str]:

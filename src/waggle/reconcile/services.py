@@ -10,18 +10,26 @@ room are `starved`: apply them again when something was deleted or settled.
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from waggle.abi._generated import BACKEND_SIZE
+from waggle.abi._generated import BACKEND_SIZE, ServiceFlag, ServiceKey
 from waggle.abi._generated import Service as ServiceValue
+from waggle.abi.address import ADDRESS_SIZE, ANY4, ANY6, PROTOCOLS, host_port, is_ipv4, protocol_name, unpack_address
 from waggle.errors import TableFull
 from waggle.kernel.maps import Map
+from waggle.model.bound import LocalPort
+from waggle.model.host_port import HostPortOwner
 from waggle.model.objects import ObjectKey
+from waggle.model.service import Family
 from waggle.plan.extents import ExtentAllocator
-from waggle.plan.services import ServiceRow
+from waggle.plan.services import FrontendSettings, ServiceRow
 
 #: stands for the backends of an adopted frontend whose extent makes no sense: equal to no set, and no record long
 _UNREADABLE = b"?"
+#: where a packed wag_service_key has its protocol
+_PROTOCOL_AT = ServiceKey(bytes(ADDRESS_SIZE), 0, 0xFF, 0).pack().index(0xFF)
 
 
 @dataclass(slots=True)
@@ -41,12 +49,15 @@ class _Extent:
 
 @dataclass(slots=True)
 class Flush:
-    """What one flush wrote, for logs and metrics. `ticket` is for `settle`; 0 when nothing waits for it."""
+    """What one flush wrote, for logs and metrics. `ticket` is for `settle`; 0 when nothing waits for it. `udp_changed`:
+    some UDP frontend that was there has other backends now.
+    """
 
     backends: int = 0
     frontends: int = 0
     deletes: int = 0
     ticket: int = 0
+    udp_changed: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.backends or self.frontends or self.deletes)
@@ -55,8 +66,14 @@ class Flush:
 @dataclass(slots=True)
 class _Pending:
     extents: list[_Extent] = field(default_factory=list)
-    frontends: dict[bytes, tuple[_Extent, int]] = field(default_factory=dict)
+    frontends: dict[bytes, tuple[_Extent, FrontendSettings]] = field(default_factory=dict)
     deletes: set[bytes] = field(default_factory=set)
+    udp_changed: bool = False
+
+
+#: What a frontend belongs to: a Service, or the pod whose host port it is.
+Owner = ObjectKey | HostPortOwner
+_Frontends = dict[bytes, tuple[_Extent, FrontendSettings]]
 
 
 class ServiceTables:
@@ -66,15 +83,18 @@ class ServiceTables:
         self._services = services
         self._backends = backends
         self._extents = ExtentAllocator(backends.info.max_entries)
-        self._frontends: dict[bytes, tuple[_Extent, int]] = {}  # what the map holds: key → extent, flags
-        self._rows: dict[ObjectKey, list[ServiceRow]] = {}
-        self._owner: dict[bytes, ObjectKey] = {}
-        self._contenders: dict[bytes, list[ObjectKey]] = {}
+        self._frontends: dict[bytes, tuple[_Extent, FrontendSettings]] = {}  # what the map holds
+        self._rows: dict[Owner, list[ServiceRow]] = {}
+        self._owner: dict[bytes, Owner] = {}
+        self._local: set[bytes] = set()  # of these, the ports of the node: NodePorts and host ports
+        self.local_changed = False  # since the last `local_ports`
+        self._contenders: dict[bytes, list[Owner]] = {}
         self._unclaimed: set[bytes] = set()  # adopted and not yet asked for by any Service
         self._pending = _Pending()
-        self._revision = 0
-        self.problems: dict[ObjectKey, str] = {}
-        self.starved: set[ObjectKey] = set()
+        # beyond any that flows may remember from a table that is gone: they would take a set for one they know
+        self._revision = int(time.time()) & 0x7FFFFFFF
+        self.problems: dict[Owner, str] = {}
+        self.starved: set[Owner] = set()
 
     # -- restart ------------------------------------------------------------------------------------------------
 
@@ -85,20 +105,24 @@ class ServiceTables:
         mind as wrong: it is written again as soon as its Service is known.
         """
         entries = [(key, ServiceValue.unpack(raw)) for key, raw in self._services.dump()]
-        sound = self._sound_runs({(value.offset, value.count) for _, value in entries if value.count})
+        sound = self._sound_runs({(value.offset, _whole(value)) for _, value in entries if _whole(value)})
+        # all at once: one system call per Service is most of a restart with 10,000
+        records = self._backends.read_array(0, max((offset + count for offset, count in sound), default=0))
         by_run: dict[tuple[int, int], _Extent] = {}
         for key, value in entries:
-            run = (value.offset, value.count) if value.count else (-1, value.revision)
+            whole = _whole(value)
+            run = (value.offset, whole) if whole else (-1, value.revision)
             extent = by_run.get(run)
             if extent is None:
-                if not value.count or run in sound:
-                    backends = self._backends.read_array(value.offset, value.count)
+                if not whole or run in sound:
+                    end = value.offset + whole
+                    backends = records[value.offset * BACKEND_SIZE : end * BACKEND_SIZE] if whole else b""
                     extent = _Extent(value.offset, backends, value.revision, seen=True)
                 else:
                     extent = _Extent(0, _UNREADABLE, value.revision, seen=True)
                 by_run[run] = extent
             extent.users += 1
-            self._frontends[key] = (extent, value.flags)
+            self._frontends[key] = (extent, FrontendSettings(*value[3:]))
             self._revision = max(self._revision, value.revision)
         self._extents.adopt({(e.offset, e.count) for e in by_run.values()})
         self._unclaimed = set(self._frontends)
@@ -122,14 +146,14 @@ class ServiceTables:
 
     # -- the plan -----------------------------------------------------------------------------------------------
 
-    def apply(self, service: ObjectKey, rows: list[ServiceRow]) -> set[ObjectKey]:
+    def apply(self, service: Owner, rows: list[ServiceRow]) -> set[Owner]:
         """Makes `rows` what the tables shall hold for a Service (nothing is written before `flush`).
 
         Returns Services that waited for a frontend this one gave up: plan them again.
         """
         self.problems.pop(service, None)
         self.starved.discard(service)
-        waiting: set[ObjectKey] = set()
+        waiting: set[Owner] = set()
         kept = {key for row in rows for key in row.keys}
         for row in self._rows.get(service, ()):
             for key in row.keys:
@@ -138,6 +162,7 @@ class ServiceTables:
                 if self._owner.get(key) == service:
                     waiting.update(self._contenders.pop(key, ()))
                     del self._owner[key]
+                    self._leave_local(key)
                     self._drop(key)
                 else:
                     self._withdraw(key, service)
@@ -153,48 +178,60 @@ class ServiceTables:
         waiting.discard(service)
         return waiting
 
-    def rows(self, service: ObjectKey) -> list[ServiceRow]:
+    def rows(self, service: Owner) -> list[ServiceRow]:
         """What was last applied for a Service."""
         return self._rows.get(service, [])
 
-    def _apply_row(self, service: ObjectKey, row: ServiceRow) -> None:
+    def services(self) -> list[Owner]:
+        """Who has rows."""
+        return list(self._rows)
+
+    def _apply_row(self, service: Owner, row: ServiceRow) -> None:
         mine = []
-        for key, flags in zip(row.keys, row.flags, strict=True):
+        for key, settings in zip(row.keys, row.settings, strict=True):
             owner = self._owner.setdefault(key, service)
+            if settings.flags & (ServiceFlag.NODEPORT | ServiceFlag.HOST_PORT) and key not in self._local:
+                self._local.add(key)
+                self.local_changed = True
             if owner == service:
-                mine.append((key, flags))
+                mine.append((key, settings))
                 self._unclaimed.discard(key)
             else:
                 contenders = self._contenders.setdefault(key, [])
                 if service not in contenders:
                     contenders.append(service)
-                self.problems[service] = f"a frontend is already served by Service {owner}"
+                self._report(service, f"{_shown(key)} is already served by {named(owner)}")
         extent = self._existing(mine, row.backends)
-        for key, flags in mine:
+        for key, settings in mine:
             current = self._frontends.get(key)
-            if current is not None and current[1] == flags and current[0].backends == row.backends:
+            if current is not None and current[1] == settings and current[0].backends == row.backends:
                 continue
             if extent is None:
-                self._revision = self._revision % 0xFFFFFFFF + 1
-                extent = _Extent(
-                    self._extents.allocate(len(row.backends) // BACKEND_SIZE), row.backends, self._revision
-                )
-                if len(row.backends) // BACKEND_SIZE:
-                    self._pending.extents.append(extent)
-            self._put(key, extent, flags)
+                extent = self._new_extent(row.backends)
+            self._put(key, extent, settings)
 
-    def _existing(self, mine: list[tuple[bytes, int]], backends: bytes) -> _Extent | None:
+    def _new_extent(self, backends: bytes) -> _Extent:
+        count = len(backends) // BACKEND_SIZE
+        self._revision = self._revision % 0xFFFFFFFF + 1
+        extent = _Extent(self._extents.allocate(count), backends, self._revision)
+        if count:
+            self._pending.extents.append(extent)
+        return extent
+
+    def _existing(self, mine: list[tuple[bytes, FrontendSettings]], backends: bytes) -> _Extent | None:
         for key, _ in mine:
             current = self._frontends.get(key)
             if current is not None and current[0].backends == backends:
                 return current[0]
         return None
 
-    def _put(self, key: bytes, extent: _Extent, flags: int) -> None:
+    def _put(self, key: bytes, extent: _Extent, settings: FrontendSettings) -> None:
+        if key[_PROTOCOL_AT] == PROTOCOLS["UDP"] and key in self._frontends:
+            self._pending.udp_changed = True
         extent.users += 1  # before the release: the extent may be the one that the frontend has
         self._release(key)
-        self._frontends[key] = (extent, flags)
-        self._pending.frontends[key] = (extent, flags)
+        self._frontends[key] = (extent, settings)
+        self._pending.frontends[key] = (extent, settings)
         self._pending.deletes.discard(key)
 
     def _drop(self, key: bytes) -> None:
@@ -214,16 +251,95 @@ class ServiceTables:
             self._extents.give_back(extent.offset, extent.count)
         return True
 
-    def _starve(self, service: ObjectKey, problem: str) -> None:
+    def _starve(self, service: Owner, problem: str) -> None:
         self.starved.add(service)
-        self.problems[service] = problem
+        self._report(service, problem)
 
-    def _withdraw(self, key: bytes, service: ObjectKey) -> None:
+    def _report(self, service: Owner, problem: str) -> None:
+        known = self.problems.get(service, "")
+        if problem not in known:
+            self.problems[service] = f"{known}; {problem}" if known else problem
+
+    def _withdraw(self, key: bytes, service: Owner) -> None:
         contenders = self._contenders.get(key)
         if contenders and service in contenders:
             contenders.remove(service)
             if not contenders:
                 del self._contenders[key]
+
+    # -- what the maps hold against what they should (waggle.reconcile.drift) --------------------------------------
+
+    def frontends(self) -> list[bytes]:
+        """Packed keys of all that wag_services should hold."""
+        return list(self._frontends)
+
+    def owner(self, key: bytes) -> Owner | None:
+        """The Service that has a frontend; None: adopted, and not yet asked for."""
+        return self._owner.get(key)
+
+    def should_be(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """(wag_service, backend records) of a frontend once nothing is pending; None: it should not be there."""
+        current = self._frontends.get(key)
+        return (_value(*current), current[0].backends) if current is not None else None
+
+    def read(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """What the maps hold for a frontend, in the same form. Records that lie outside the table are none."""
+        raw = self._services.lookup(key)
+        if raw is None:
+            return None
+        value = ServiceValue.unpack(raw)
+        if value.offset + _whole(value) > self._backends.info.max_entries:
+            return raw, b""
+        return raw, self._backends.read_array(value.offset, _whole(value))
+
+    def batches(self, size: int) -> Iterator[list[tuple[bytes, bytes]]]:
+        """All that wag_services does hold, in parts of about `size`."""
+        return self._services.batches(size)
+
+    def renew(self, keys: Iterable[bytes]) -> None:
+        """Has the next flush write these frontends and their backends anew, and all others that share those: with a
+        new revision, so that flows which saw what was wrong are looked at again. TableFull where there is no room."""
+        wrong = {id(self._frontends[key][0]) for key in keys if key in self._frontends}
+        fresh: dict[int, _Extent] = {}
+        for key, (extent, settings) in list(self._frontends.items()):
+            if id(extent) not in wrong:
+                continue
+            if id(extent) not in fresh:
+                fresh[id(extent)] = self._new_extent(extent.backends)
+            self._put(key, fresh[id(extent)], settings)
+
+    def discard(self, keys: Iterable[bytes]) -> None:
+        """Has the next flush remove those of these frontends that should not be there."""
+        self._pending.deletes.update(key for key in keys if key not in self._frontends)
+
+    def local_ports(self) -> dict[LocalPort, Owner]:
+        """The ports of the node that lead elsewhere, and whose they are."""
+        self.local_changed = False
+        found: dict[LocalPort, Owner] = {}
+        for key in self._local:
+            entry, owner = ServiceKey.unpack(key), self._owner[key]
+            address = "" if entry.addr in (ANY4, ANY6) else unpack_address(entry.addr)
+            family = Family.IPV4 if is_ipv4(entry.addr) else Family.IPV6
+            everywhere = isinstance(owner, HostPortOwner)
+            found[LocalPort(protocol_name(entry.proto), family, address, entry.port, everywhere)] = owner
+        return found
+
+    def _leave_local(self, key: bytes) -> None:
+        if key in self._local:
+            self._local.discard(key)
+            self.local_changed = True
+
+    def overlaps(self) -> dict[Owner, str]:
+        """Owners of a port of one address of the node that somebody else has on every address, and what that means."""
+        found: dict[Owner, str] = {}
+        for key in self._local:
+            owner = self._owner[key]
+            if isinstance(owner, HostPortOwner):
+                entry = ServiceKey.unpack(key)
+                other = self._owner.get(entry._replace(addr=ANY4 if is_ipv4(entry.addr) else ANY6).pack(), owner)
+                if other != owner:
+                    found[owner] = f"{_shown(key)} leads here, that port of all other addresses to {named(other)}"
+        return found
 
     # -- the kernel ---------------------------------------------------------------------------------------------
 
@@ -250,6 +366,7 @@ class ServiceTables:
             if owner is not None:
                 size = self._services.info.max_entries
                 self._starve(owner, f"frontend table is full ({size} entries): raise max-services")
+        done.udp_changed = pending.udp_changed
         self._pending = _Pending()
         done.ticket = self._extents.retire()
         return done
@@ -262,9 +379,9 @@ class ServiceTables:
                 part, values[start * BACKEND_SIZE : (start + step) * BACKEND_SIZE], len(part) // 4
             )
 
-    def _write_frontends(self, frontends: dict[bytes, tuple[_Extent, int]]) -> dict[bytes, tuple[_Extent, int]]:
+    def _write_frontends(self, frontends: _Frontends) -> _Frontends:
         """Writes frontends; those for which there is no room are returned."""
-        entries = [(key, _value(extent, flags)) for key, (extent, flags) in frontends.items()]
+        entries = [(key, _value(extent, settings)) for key, (extent, settings) in frontends.items()]
         refused: set[bytes] = set()
         try:
             self._services.update_many(entries)
@@ -306,9 +423,30 @@ class ServiceTables:
         return len(self._frontends)
 
     @property
+    def service_count(self) -> int:
+        """Services that have rows."""
+        return len(self._rows)
+
+    @property
     def backend_count(self) -> int:
         return self._extents.used
 
 
-def _value(extent: _Extent, flags: int) -> bytes:
-    return ServiceValue(extent.offset, extent.count, extent.revision, flags).pack()
+def _value(extent: _Extent, settings: FrontendSettings) -> bytes:
+    return ServiceValue(extent.offset, extent.count - settings.draining, extent.revision, *settings).pack()
+
+
+def _whole(value: ServiceValue) -> int:
+    """Records of the extent that a frontend leads to."""
+    return value.count + value.draining
+
+
+def named(owner: Owner) -> str:
+    """The owner of a frontend for people."""
+    return f"{'Pod' if isinstance(owner, HostPortOwner) else 'Service'} {owner}"
+
+
+def _shown(key: bytes) -> str:
+    entry = ServiceKey.unpack(key)
+    address = "*" if entry.addr in (ANY4, ANY6) else unpack_address(entry.addr)
+    return f"{protocol_name(entry.proto)} {host_port(address, entry.port)}"

@@ -27,6 +27,7 @@ from waggle.model.objects import (
     ObjectMeta,
     Pod,
     Service,
+    ServiceCIDR,
     ServicePort,
     kind_of,
 )
@@ -107,6 +108,8 @@ def violations(obj: Object) -> Iterator[Violation]:
             yield from _pod(obj)
         case Node():
             yield from _node(obj)
+        case ServiceCIDR():
+            yield from _service_cidr(obj)
 
 
 def _metadata(metadata: ObjectMeta, kind: str) -> Iterator[Violation]:
@@ -141,6 +144,7 @@ def _service(service: Service) -> Iterator[Violation]:
     if not spec.ports and spec.type != "ExternalName" and spec.cluster_ip != "None":
         yield Violation(("spec", "ports"), "a Service needs at least one port unless it is headless")
     yield from _service_ports(service)
+    yield from _health_port(service)
 
 
 def _one_of(value: str, allowed: tuple[str, ...], field: str) -> Iterator[Violation]:
@@ -211,6 +215,16 @@ def _service_ports(service: Service) -> Iterator[Violation]:
             reason = f"{port.node_port}/{port.protocol} is another node port of this Service already"
             yield Violation((*path, "nodePort"), reason)
         node_ports.add((port.protocol, port.node_port))
+
+
+def _health_port(service: Service) -> Iterator[Violation]:
+    spec = service.spec
+    path: Path = ("spec", "healthCheckNodePort")
+    if not spec.health_check_node_port:
+        return
+    yield from _number(spec.health_check_node_port, path)
+    if spec.type != "LoadBalancer" or spec.external_traffic_policy != "Local":
+        yield Violation(path, "only a Service of type LoadBalancer with externalTrafficPolicy: Local has a health port")
 
 
 def _target(port: ServicePort, path: Path) -> Iterator[Violation]:
@@ -335,6 +349,12 @@ def _node(node: Node) -> Iterator[Violation]:
             yield Violation(("status", "addresses", index, "address"), reason)
 
 
+def _service_cidr(entry: ServiceCIDR) -> Iterator[Violation]:
+    if not 1 <= len(entry.spec.cidrs) <= 2:
+        yield Violation(("spec", "cidrs"), f"must hold one range or one of each family, not {len(entry.spec.cidrs)}")
+    yield from _cidrs(entry.spec.cidrs, ("spec", "cidrs"))
+
+
 def _cidrs(cidrs: Iterable[str], path: Path) -> Iterator[Violation]:
     versions: set[int] = set()
     for index, cidr in enumerate(cidrs):
@@ -368,6 +388,10 @@ def remarks(obj: Object) -> Iterator[Violation]:
         node_ports = any(port.node_port for port in obj.spec.ports)
         served = "only its node ports are served" if node_ports else "it is not served"
         yield Violation(("spec",), f"has no clusterIP, and no apiserver is here to choose one: {served}")
+    local = obj.spec.type == "LoadBalancer" and obj.spec.external_traffic_policy == "Local"
+    if local and not obj.spec.health_check_node_port:
+        reason = "has no healthCheckNodePort, and no apiserver is here to choose one: load balancers cannot ask"
+        yield Violation(("spec",), reason)
     for index, port in enumerate(obj.spec.ports):
         if obj.spec.type == "NodePort" and not port.node_port:
             yield Violation(("spec", "ports", index), "has no nodePort, and no apiserver is here to choose one")

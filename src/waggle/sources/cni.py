@@ -226,6 +226,8 @@ class CniService:
             known = record.host_ifname in self._indices
         if not known or record.netns != request.netns or record.network != request.network:
             return False
+        if record.host_ports != request.host_ports:
+            return False
         faults = cni_interface.faults_of_interface(self._host, record, netns_fd, default_routes=())
         if faults:
             logger.info("ADD again for %s: made anew, because %s", record, "; ".join(faults))
@@ -247,6 +249,7 @@ class CniService:
             request.network,
             request.netns,
             addresses,
+            request.host_ports,
             boot=self._boot,
             namespace=request.namespace,
             name=request.pod_name,
@@ -291,12 +294,16 @@ class CniService:
         an address is free only when nothing carries it."""
         with self._state_lock:
             record = self._records.get(name)
-            index = self._indices.get(name, 0)
-        if record is not None:
-            self._datapath.detach(pod_interface(record, index))
-        cni_interface.remove_interface(self._host, name)
-        with self._state_lock:
-            self._indices.pop(name, None)
+            index = self._indices.pop(name, 0)  # first: what is no longer in `pods` nobody attaches again meanwhile
+        try:
+            if record is not None:
+                self._datapath.detach(pod_interface(record, index))
+            cni_interface.remove_interface(self._host, name)
+        except Exception:
+            with self._state_lock:
+                if index:
+                    self._indices[name] = index
+            raise
         if self._ipam.owned_by(name):
             try:
                 self._ipam.save_order(name, ranges)

@@ -23,4 +23,5 @@ def pod_interface(record: Attachment, index: int) -> PodInterface:
         netns=Path(record.netns),
         namespace=record.namespace,
         name=record.name,
+        host_ports=record.host_ports,
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from waggle.errors import CniError
+from waggle.model.interface import HostPort
 from waggle.sources.cni_request import IO_FAILURE
 from waggle.sources.ipam import IPAddress
 
@@ -43,6 +44,7 @@ class Attachment(msgspec.Struct, frozen=True):
     name: str = ""
     boot: str = ""
     created: float = 0.0
+    host_ports: tuple[HostPort, ...] = ()
 
     @property
     def host_ifname(self) -> str:
@@ -85,7 +87,7 @@ class AttachmentRecords:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise CniError(IO_FAILURE, f"cannot make {directory}: {error.strerror}") from error
+            raise CniError(IO_FAILURE, f"state-dir: cannot make {directory}: {error.strerror}") from error
 
     def load(self) -> tuple[dict[str, Attachment], dict[str, str]]:
         """(readable records, reason for each unreadable one), both by host interface name."""
@@ -133,7 +135,13 @@ class AttachmentRecords:
 
 
 def new_attachment(
-    container_id: str, ifname: str, network: str, netns: str, addresses: tuple[IPAddress, ...], **more: str
+    container_id: str,
+    ifname: str,
+    network: str,
+    netns: str,
+    addresses: tuple[IPAddress, ...],
+    host_ports: tuple[HostPort, ...] = (),
+    **more: str,
 ) -> Attachment:
     """A record with fresh MAC addresses; `more` gives `boot` and, where known, the pod's `namespace` and `name`."""
     return Attachment(
@@ -145,5 +153,6 @@ def new_attachment(
         pod_mac=random_mac(),
         addresses=tuple(str(address) for address in addresses),
         created=time.time(),
+        host_ports=host_ports,
         **more,
     )

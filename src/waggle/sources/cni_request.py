@@ -7,6 +7,7 @@ Source: CNI specification 1.1.0 (sections 2 and 5); older versions differ in `ip
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from waggle.errors import CniError
+from waggle.model.interface import HostPort
 
 #: What `waggle-cni` (cni/waggle-cni.c) answers to VERSION too; the two lists must agree.
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -62,6 +64,7 @@ class CniRequest:
     prev_result: dict[str, Any] | None = None
     dns: dict[str, Any] = field(default_factory=dict)
     valid_attachments: frozenset[tuple[str, str]] = frozenset()
+    host_ports: tuple[HostPort, ...] = ()
 
 
 def split_body(body: bytes) -> tuple[dict[str, str], bytes]:
@@ -123,6 +126,7 @@ def parse_request(environment: Mapping[str, str], configuration: bytes) -> CniRe
         pod_name=_pod_label(arguments, "K8S_POD_NAME"),
         prev_result=prev_result,
         dns=_object(document, "dns") or {},
+        host_ports=_host_ports(document) if command == "ADD" else (),
     )
 
 
@@ -184,6 +188,40 @@ def _refuse_unsupported(document: dict[str, Any]) -> None:
     wanted = (_object(document, "runtimeConfig") or {}).get("ips")
     if wanted:
         raise CniError(UNSUPPORTED_FIELD, f"runtimeConfig.ips: {_shown(str(wanted))}: addresses cannot be chosen")
+
+
+def _host_ports(document: dict[str, Any]) -> tuple[HostPort, ...]:
+    """The capability portMappings, as containerd, CRI-O and Podman send it. A host port of 0 asks for none."""
+    entries = (_object(document, "runtimeConfig") or {}).get("portMappings") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CniError(INVALID_CONFIG, "runtimeConfig.portMappings: not a list of objects")
+    found = []
+    for index, entry in enumerate(entries):
+        where = f"runtimeConfig.portMappings[{index}]"
+        host, container = (_port(entry, key, where) for key in ("hostPort", "containerPort"))
+        protocol = str(entry.get("protocol") or "tcp").upper()
+        if protocol not in ("TCP", "UDP", "SCTP"):
+            raise CniError(INVALID_CONFIG, f"{where}.protocol: {_shown(protocol)} is none of tcp, udp, sctp")
+        if host and not container:
+            raise CniError(INVALID_CONFIG, f"{where}.containerPort: missing")
+        if host:
+            found.append(HostPort(protocol, host, container, _host_ip(entry, where)))
+    return tuple(dict.fromkeys(found))
+
+
+def _port(entry: dict[str, Any], key: str, where: str) -> int:
+    value = entry.get(key) or 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+        raise CniError(INVALID_CONFIG, f"{where}.{key}: {_shown(str(value))} is not a port")
+    return value
+
+
+def _host_ip(entry: dict[str, Any], where: str) -> str:
+    value = entry.get("hostIP") or ""
+    try:
+        return str(ipaddress.ip_address(value)) if value else ""
+    except ValueError as error:
+        raise CniError(INVALID_CONFIG, f"{where}.hostIP: {_shown(str(value))} is not an IP address") from error
 
 
 def _object(document: dict[str, Any], key: str) -> dict[str, Any] | None:

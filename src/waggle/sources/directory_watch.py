@@ -108,7 +108,9 @@ class DirectoryWatch:
         """The hints since the last call; waits up to `timeout` seconds for the first. Raises what ended the reader."""
         if not self._hints:
             try:
-                await asyncio.wait_for(self._woken.wait(), timeout)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(timeout):
+                    await self._woken.wait()
             except TimeoutError:
                 pass  # nothing happened, which is an answer
         if self._reader is not None and self._reader.done():

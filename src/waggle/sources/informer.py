@@ -47,6 +47,7 @@ class Timing:
     backoff_most: float = 15.0
     healthy: float = 10.0  # a watch that lasted this long starts the backoff anew
     retry_after_most: float = 120.0  # a server that asks for more is asked again after this
+    absent: float = 300.0  # between two looks for an optional resource: it may come with an upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Resource(Generic[T]):
     plural: str
     path: str
     selectors: Mapping[str, str] = field(default_factory=dict)  # fieldSelector, labelSelector
+    optional: bool = False  # an API server without it is no problem, and nothing waits for its first list
 
 
 class Backoff:
@@ -92,12 +94,18 @@ class Informer(Generic[T]):
         self._timing = timing or Timing()
         self._wire: Wire[T] = Wire(resource.kind)
         self._kind = resource.kind.__name__
-        rows: dict[str, Any] = {"Service": store.services, "EndpointSlice": store.slices, "Node": store.nodes}
+        rows: dict[str, Any] = {
+            "Service": store.services,
+            "EndpointSlice": store.slices,
+            "Node": store.nodes,
+            "ServiceCIDR": store.service_cidrs,
+        }
         self._rows: Mapping[ObjectKey, T] = rows[self._kind]
         self._backoff = Backoff(self._timing.backoff_least, self._timing.backoff_most)
         self._server = ""
         self._version = ""  # where the next watch starts; "" = a list is needed first
         self._broken = False  # the last watch ended badly: the server may not be the one it was
+        self._away = False  # the last attempt got no answer at all
         self._refused: dict[ObjectKey, str] = {}
         self._delay = 0.0  # before the next attempt
         self._list_unproven = False  # no watch from the last list's version was accepted yet
@@ -117,6 +125,11 @@ class Informer(Generic[T]):
             except WaggleError as error:  # besides the API's own: kubeconfig, network namespace
                 self._broken = True
                 failure = error if isinstance(error, ApiError) else ApiError(str(error))
+                if self._away and failure.status in (401, 403):
+                    # A server that has just started refuses what it grants a moment later, when it has read its
+                    # rules. How long it was away says nothing about that.
+                    self._backoff.reset()
+                self._away = isinstance(failure, ApiUnreachable)
                 self._failed(failure)
                 if isinstance(failure, ApiUnreachable):  # an answer to anybody ends the wait
                     came_back = await self._api.wait(self._delay, answers)
@@ -262,6 +275,11 @@ class Informer(Generic[T]):
         self._list_unproven = False
         self._problems.clear(self._scope("watch"))
 
+    @property
+    def optional(self) -> bool:
+        """Whether it may be missing."""
+        return self._resource.optional
+
     # -- what is wrong ------------------------------------------------------------------------------------------
 
     @property
@@ -279,6 +297,11 @@ class Informer(Generic[T]):
             # where a list led to no watch at all would that be a storm of lists.
             soon = random.uniform(0.0, self._timing.backoff_least)
             self._delay = self._backoff.delay() if self._list_unproven else soon
+            return
+        if error.status == 404 and self._resource.optional:
+            log.info("the API has no %s; looking again every %.0f s", self._name, self._timing.absent)
+            self._works()
+            self._delay = self._timing.absent
             return
         self._delay = max(self._backoff.delay(), min(error.retry_after, self._timing.retry_after_most))
         if part == "reach":

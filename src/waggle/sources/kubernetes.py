@@ -1,4 +1,4 @@
-"""The Kubernetes API as a source: Nodes, Services and EndpointSlices, listed and watched into the store.
+"""The Kubernetes API as a source: Nodes, Services, EndpointSlices and ServiceCIDRs, listed and watched into the store.
 
 While the API cannot be reached the store keeps what it has, `synced` stays unset if it never was, and `problems()`
 says in words what is wrong. Nothing here ends the agent.
@@ -17,6 +17,7 @@ from waggle.model.objects import (
     EndpointSlice,
     Node,
     Service,
+    ServiceCIDR,
 )
 from waggle.sources.apiserver import ApiServer, Limits
 from waggle.sources.informer import Informer, Resource, Timing
@@ -44,10 +45,15 @@ ENDPOINT_SLICES: Final = Resource(
 )
 
 
+SERVICE_CIDRS: Final = Resource(
+    ServiceCIDR, "networking.k8s.io", "servicecidrs", "/apis/networking.k8s.io/v1/servicecidrs", optional=True
+)
+
+
 class KubernetesSource:
     """List and watch through one kubeconfig (or `in-cluster`), from the network namespace `netns` if given.
 
-    `synced` is set when the first complete lists of all resources are in the store, and stays set.
+    `synced` is set when the first complete lists of all but the optional resources are in the store, and stays set.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class KubernetesSource:
         self._api = ApiServer(kubeconfig, netns, limits)
         informers: list[Informer[Any]] = [
             Informer(self._api, store, resource, self._problems, timing)
-            for resource in (NODES, SERVICES, ENDPOINT_SLICES)
+            for resource in (NODES, SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
         ]
         self.informers = tuple(informers)
 
@@ -88,5 +94,6 @@ class KubernetesSource:
         if self.synced.is_set():
             return
         for informer in self.informers:
-            await informer.synced.wait()
+            if not informer.optional:
+                await informer.synced.wait()
         self.synced.set()

@@ -46,9 +46,10 @@ class Absent(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """The path is there and cannot be read."""
+    """The path is there and cannot be read. `transient`: it may be, later, without the path changing."""
 
     reason: str
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def read_manifest(path: Path, shown: str, known: Signature | None = None, closed
         if _signature(os.fstat(descriptor)) != signature:
             return Absent.BUSY
     except OSError as error:
-        return Unusable(f"cannot be read: {error.strerror}")
+        return Unusable(f"cannot be read: {error.strerror}", transient=True)
     finally:
         os.close(descriptor)
     return Parsed(parse_manifest(data, shown), signature)
@@ -96,7 +97,7 @@ def _unreadable(path: Path, error: OSError) -> Reading:
         return Absent.GONE
     if error.errno == errno.ENOENT:
         return Unusable(f"is a symlink to {os.readlink(path)}, which does not exist")  # noqa: PTH115
-    return Unusable(f"cannot be read: {error.strerror}")
+    return Unusable(f"cannot be read: {error.strerror}", transient=True)
 
 
 def _signature(status: os.stat_result) -> Signature:

@@ -66,6 +66,7 @@ class ManifestSource:
         self._rows = ManifestRows(store)
         self._signatures: dict[str, Signature | None] = {}  # of every file that is known, by name
         self._busy: dict[str, float] = {}  # name → since when it is known to be open for writing, monotonic
+        self._unreadable: set[str] = set()  # names that are tried again: no descriptors were left, the disk failed
         self._leaving: dict[str, float] = {}  # name → when its objects go, on the monotonic clock
         self._with_duplicates: set[str] = set()
         self._link_targets: set[Path] = set()
@@ -102,7 +103,7 @@ class ManifestSource:
         """Seconds until something is to be done without a hint."""
         due = [self._next_scan, *self._leaving.values()]
         pause = min(due) - time.monotonic()
-        return max(0.0, min(pause, _RETRY_BUSY) if self._busy else pause)
+        return max(0.0, min(pause, _RETRY_BUSY) if self._busy or self._unreadable else pause)
 
     # -- one pass -------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class ManifestSource:
         now = time.monotonic()
         names = {name: closed for name, closed in hints.names.items() if _is_manifest(name)}
         due = [name for name, deadline in self._leaving.items() if deadline <= now]
-        for name in (*due, *self._busy):
+        for name in (*due, *self._busy, *self._unreadable):
             names.setdefault(name, False)
         links = any((self._directory / name).is_symlink() for name in names)
         if hints.everything or links or now >= self._next_scan or (due and not self._directory.is_dir()):
@@ -191,6 +192,7 @@ class ManifestSource:
 
     def _apply(self, readings: Iterable[tuple[str, Reading]]) -> None:
         for name, reading in readings:
+            self._unreadable.discard(name)
             if reading is Absent.GONE:
                 self._gone(name)
                 continue
@@ -202,6 +204,8 @@ class ManifestSource:
             self._written(name)
             if isinstance(reading, Unusable):
                 self._signatures[name] = None
+                if reading.transient:
+                    self._unreadable.add(name)
                 self._problems.report(file, [Problem(_SUBJECT, reading.reason, file)])
             elif isinstance(reading, Parsed):
                 self._signatures[name] = reading.signature

@@ -27,12 +27,16 @@ from waggle.model.objects import (
     HEADLESS_LABEL,
     SERVICE_NAME_LABEL,
     SERVICE_PROXY_NAME_LABEL,
+    EndpointHints,
     EndpointSlice,
+    NamedHint,
     Node,
     Object,
     ObjectKey,
     ObjectMeta,
     Service,
+    ServiceCIDR,
+    ServiceStatus,
 )
 from waggle.sources.apiserver import Status, status_error
 
@@ -219,6 +223,25 @@ class _Shared(dict[Any, Any]):
 
 _strings = _Shared()
 _structs = _Shared()
+_NO_STATUS: Final = ServiceStatus()
+
+
+class _SharedHints(dict[tuple[tuple[str, ...], tuple[str, ...]], EndpointHints]):
+    """One EndpointHints for equal names. Its lists cannot be keys, so it is made again from them."""
+
+    def __missing__(self, names: tuple[tuple[str, ...], tuple[str, ...]]) -> EndpointHints:
+        if len(self) >= _TABLE_LIMIT:
+            self.clear()
+        zones, nodes = ([NamedHint(_strings[name]) for name in part] for part in names)
+        self[names] = made = EndpointHints(zones, nodes)
+        return made
+
+
+_hints = _SharedHints()
+
+
+def _hint_names(hints: EndpointHints) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(h.name for h in hints.for_zones or ()), tuple(h.name for h in hints.for_nodes or ())
 
 
 def _shrink_meta(meta: ObjectMeta, *, all_labels: bool) -> None:
@@ -247,19 +270,24 @@ def _shrink_service(service: Service) -> None:
         spec.ip_families[:] = [_strings[family] for family in spec.ip_families]
     if spec.selector:
         force_setattr(spec, "selector", {_strings[name]: value for name, value in spec.selector.items()})
+    if not service.status.load_balancer.ingress:
+        force_setattr(service, "status", _NO_STATUS)
     for port in spec.ports:
         force_setattr(port, "name", _strings[port.name])
         force_setattr(port, "protocol", _strings[port.protocol])
 
 
 def _shrink_slice(piece: EndpointSlice) -> None:
-    put, strings, structs = force_setattr, _strings, _structs  # 100,000 times each: locals are a third faster
+    # 100,000 times each: locals are a third faster
+    put, strings, structs, shared_hints = force_setattr, _strings, _structs, _hints
     _shrink_meta(piece.metadata, all_labels=False)
     put(piece, "address_type", strings[piece.address_type])
     if piece.ports:
         piece.ports[:] = [structs[port] for port in piece.ports]
     for endpoint in piece.endpoints or ():
         put(endpoint, "conditions", structs[endpoint.conditions])
+        if endpoint.hints is not None:
+            put(endpoint, "hints", shared_hints[_hint_names(endpoint.hints)])
         if endpoint.node_name is not None:
             put(endpoint, "node_name", strings[endpoint.node_name])
         if endpoint.zone is not None:
@@ -276,8 +304,13 @@ def _shrink_node(node: Node) -> None:
         force_setattr(address, "type", _strings[address.type])
 
 
+def _shrink_service_cidr(entry: ServiceCIDR) -> None:
+    _shrink_meta(entry.metadata, all_labels=False)
+
+
 _SHRINK: Final[dict[type, Callable[[Any], None]]] = {
     Service: _shrink_service,
     EndpointSlice: _shrink_slice,
     Node: _shrink_node,
+    ServiceCIDR: _shrink_service_cidr,
 }

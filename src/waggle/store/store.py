@@ -9,12 +9,25 @@ Everything runs in one thread (the agent's event loop).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from waggle.model.objects import EndpointSlice, Node, Object, ObjectKey, Pod, Service, kind_of
+from waggle.model.objects import (
+    KINDS,
+    TRIGGER_TIME_ANNOTATION,
+    ZONE_LABEL,
+    EndpointSlice,
+    Node,
+    Object,
+    ObjectKey,
+    Pod,
+    Service,
+    ServiceCIDR,
+    kind_of,
+)
 
 
 @dataclass(slots=True)
@@ -24,9 +37,13 @@ class Changes:
     services: set[ObjectKey] = field(default_factory=set)
     nodes: set[ObjectKey] = field(default_factory=set)
     pods: set[ObjectKey] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)  # changes by kind, deletions too
+    # Service → for each change that is no deletion, when its cause happened, as the object says; "" where it does not
+    triggers: dict[ObjectKey, list[str]] = field(default_factory=dict)
+    service_cidrs: set[ObjectKey] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.nodes or self.pods)
+        return bool(self.services or self.nodes or self.pods or self.service_cidrs)
 
 
 class Store:
@@ -37,12 +54,14 @@ class Store:
         self.slices: dict[ObjectKey, EndpointSlice] = {}
         self.pods: dict[ObjectKey, Pod] = {}
         self.nodes: dict[ObjectKey, Node] = {}
+        self.service_cidrs: dict[ObjectKey, ServiceCIDR] = {}
+        self.zones: dict[str, str] = {}  # node name → zone, of nodes that have one
         self.slices_of: dict[ObjectKey, dict[ObjectKey, EndpointSlice]] = {}
         self.on_change: Callable[[], None] = lambda: None
         self._selecting: dict[str, set[ObjectKey]] = {}  # namespace → Services that have a selector
         self._pods_in: dict[str, dict[ObjectKey, Pod]] = {}
         self._origins: dict[tuple[str, ObjectKey], dict[str, Object]] = {}  # only where an origin other than the owner
-        self._owner: dict[str, dict[ObjectKey, str]] = {"Service": {}, "EndpointSlice": {}, "Pod": {}, "Node": {}}
+        self._owner: dict[str, dict[ObjectKey, str]] = {kind: {} for kind in KINDS}
         self._changes = Changes()
 
     def pods_in(self, namespace: str) -> Iterable[Pod]:
@@ -107,6 +126,11 @@ class Store:
         changes, self._changes = self._changes, Changes()
         return changes
 
+    @property
+    def pending(self) -> Counter[str]:
+        """Changes since the last `take_changes`, by kind."""
+        return self._changes.counts
+
     def mark_all_services(self) -> None:
         """Have every Service planned again (the node's own facts changed)."""
         self._changes.services.update(self.services)
@@ -130,12 +154,17 @@ class Store:
             self.on_change()
 
     def _rows(self, kind: str) -> dict[ObjectKey, Object]:
-        rows: object = {"Service": self.services, "EndpointSlice": self.slices, "Pod": self.pods, "Node": self.nodes}[
-            kind
-        ]
+        rows: object = {
+            "Service": self.services,
+            "EndpointSlice": self.slices,
+            "Pod": self.pods,
+            "Node": self.nodes,
+            "ServiceCIDR": self.service_cidrs,
+        }[kind]
         return rows  # type: ignore[return-value]  # one dict per kind; the caller pairs kind and object
 
     def _index(self, old: Object | None, new: Object | None) -> None:
+        self._count(old, new)
         for obj, present in ((old, False), (new, True)):
             match obj:
                 case Service():
@@ -145,7 +174,30 @@ class Store:
                 case Pod():
                     self._index_pod(obj, present)
                 case Node():
-                    self._changes.nodes.add(obj.key)
+                    self._index_node(obj, present)
+                case ServiceCIDR():
+                    self._changes.service_cidrs.add(obj.key)
+
+    def _count(self, old: Object | None, new: Object | None) -> None:
+        obj = new or old
+        assert obj is not None
+        self._changes.counts[kind_of(obj)] += 1
+        if isinstance(new, Service):
+            self._changes.triggers.setdefault(new.key, []).append("")
+        elif isinstance(new, EndpointSlice) and new.service_key is not None:
+            # an annotation that the change before had already tells nothing of this one
+            caused = _trigger_time(new)
+            fresh = "" if old is not None and caused == _trigger_time(old) else caused
+            self._changes.triggers.setdefault(new.service_key, []).append(fresh)
+
+    def _index_node(self, node: Node, present: bool) -> None:
+        name = node.metadata.name
+        zone = (node.metadata.labels or {}).get(ZONE_LABEL, "")
+        if present and zone:
+            self.zones[name] = zone
+        else:
+            self.zones.pop(name, None)
+        self._changes.nodes.add(node.key)
 
     def _index_service(self, service: Service, present: bool) -> None:
         selecting = self._selecting.setdefault(service.metadata.namespace, set())
@@ -180,6 +232,12 @@ class Store:
             selector = self.services[key].spec.selector or {}
             if selector.items() <= labels.items():
                 self._changes.services.add(key)
+                if present:
+                    self._changes.triggers.setdefault(key, []).append("")
+
+
+def _trigger_time(obj: Object) -> str:
+    return (obj.metadata.annotations or {}).get(TRIGGER_TIME_ANNOTATION, "")
 
 
 def _same(old: Object, new: Object) -> bool:

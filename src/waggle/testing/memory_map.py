@@ -94,6 +94,10 @@ class MemoryMap(Map):
     def dump(self) -> list[tuple[bytes, bytes]]:
         return [(key, self._entries.get(key, bytes(self.value_size))) for key in self.keys()]
 
+    def batches(self, size: int) -> Iterator[list[tuple[bytes, bytes]]]:
+        entries = self.dump()
+        return (entries[start : start + size] for start in range(0, len(entries), size))
+
     def keys(self) -> Iterator[bytes]:
         if self.info.type == ARRAY:
             return (index.to_bytes(4, sys.byteorder) for index in range(self.info.max_entries))
