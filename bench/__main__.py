@@ -1,9 +1,8 @@
-"""`python -m bench`: measure everything, or what is asked for, and write figures, tables and a picture."""
+"""`python -m bench`: measure everything, or what is asked for, and write figures, tables and pictures."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
@@ -12,23 +11,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.chart import chart
+from bench.east_west import measure_east_west
+from bench.figures import FILE, Figures
 from bench.leftovers import remove_leftovers
-from bench.options import parse
+from bench.north_south import measure_north_south
+from bench.options import parse, recorded
+from bench.picture import picture
 from bench.places import BenchError, checked
-from bench.plain import PlainNetwork
 from bench.report import Report
-from bench.rounds import measure
-from bench.traffic import ClientSettings, Sample, Test, cpus
-from bench.ways import PlainRouting, Way
+from bench.rule_sets import RULE_SETS, ipvs_missing
+from bench.traffic import cpus
 
-#: For agents to become quiet after many Services came: their CPU time is part of what is measured.
-_SETTLE_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,125 +35,97 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     if options.report:
-        write(options.out, json.loads(options.report.read_text()))
+        write(Figures(options.out, json.loads(options.report.read_text())))
         return 0
-    document: dict[str, Any] = {"samples": []}
+    figures = Figures(options.resume or options.out, {})
     problem, status = "", 0
     try:
-        run(options, document)
+        if options.resume:
+            figures = Figures.resumed(options.resume, recorded(options))
+        run(options, figures)
     except _expected_errors() as error:
         problem, status = str(error), 1
     except KeyboardInterrupt:
         problem, status = "interrupted; everything was taken down", 130
     if problem:
         print(f"bench: {problem}", file=sys.stderr)
-        document["incomplete"] = problem
-    if document["samples"] or document.get("scale"):
-        write(options.out, document)
+        figures.document["incomplete"] = problem
+    if not figures.empty:
+        write(figures)
     return status
 
 
-def run(options: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Measure what is asked for; `document` holds every figure, also when this ends early."""
+def run(options: argparse.Namespace, figures: Figures) -> None:
+    """Measure what is asked for; `figures` holds every figure, also when this ends early."""
     if os.geteuid() != 0:
         raise BenchError("the benchmark makes network namespaces and loads BPF programs: run it as root")
     checked(["make", "-s", "-C", str(Path(__file__).parent)], timeout=120, subject="make -C bench")
     remove_leftovers()
     progress = _Progress()
-    document |= {
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": _machine(),
-        "options": {
-            name: getattr(options, name)
-            for name in ("rounds", "seconds", "warmup", "attempts", "services", "servers", "family", "close")
-        },
-    }
-    if options.scale:
-        from bench.scale import ScaleSettings, measure_scale  # the base line can be measured without waggle installed
+    if "made" not in figures.document:
+        figures.document |= {
+            "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": _machine(),
+            "options": recorded(options),
+        }
+    _leave_out_missing_peers(options, figures, progress)
+    if "control-plane" in options.parts:
+        _control_plane(options, figures, progress)
+    if "north-south" in options.parts:
+        measure_north_south(options, figures, progress)
+    if options.tests or options.first_packet:
+        measure_east_west(options, figures, progress)
 
+
+def _leave_out_missing_peers(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:
+    """What this machine cannot measure is said in the report, and does not stop the rest."""
+    missing = {"IPVS": ipvs_missing()}
+    for name in dict.fromkeys([*options.ways, *options.modes]):
+        reason = RULE_SETS[name].missing() if name in RULE_SETS else ""
+        if reason:
+            progress(f"{name} is left out: {reason}")
+            missing[name] = reason
+    options.ways = [name for name in options.ways if name not in missing]
+    options.modes = [name for name in options.modes if name not in missing]
+    figures.document["missing_peers"] = missing
+
+
+def _control_plane(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:
+    from bench.scale import ScaleSettings, measure_scale  # the peers can be measured without waggle installed
+
+    for services, endpoints in options.scale:
+        if figures.complete("control_plane", 1, services=services, endpoints=endpoints):
+            continue
         settings = ScaleSettings(
-            services=options.scale_services,
-            endpoints=options.scale_endpoints,
+            services=services,
+            endpoints=endpoints,
             starts=options.starts,
             changes=options.changes,
+            burst=min(options.burst, services),
             attempts=options.attempts,
             cpu=cpus()[1],
+            peers=[RULE_SETS[name] for name in options.ways if name in RULE_SETS],
+            sync_limit=options.sync_limit,
+            settle=options.settle,
         )
-        document["scale"] = measure_scale(settings, progress)
-    if options.tests:
-        _traffic(options, document, progress)
+        figures.rows("control_plane").append(measure_scale(settings, progress))
+        figures.save()
 
 
-def _traffic(options: argparse.Namespace, document: dict[str, Any], progress: Callable[[str], None]) -> None:
-    client_cpu, server_cpu = cpus()
-    settings = ClientSettings(options.seconds, options.warmup, options.close, client_cpu, options.attempts)
-    tests: list[Test] = options.tests
-
-    def rounds(ways: Sequence[Way], services: int, into: list[dict[str, Any]]) -> None:
-        def record(sample: Sample) -> None:
-            into.append(dataclasses.asdict(sample))
-
-        measure(ways, tests, options.places, services, options.rounds, settings, progress, record)
-
-    with ExitStack() as stack:
-        progress("base line: plain routed namespaces")
-        plain = PlainRouting(stack.enter_context(PlainNetwork(options.servers, server_cpu)), options.family)
-        _drop_time_wait([plain])
-        if options.plain_only:
-            rounds([plain], 0, document["samples"])
-            return
-        rounds([plain], 0, document.setdefault("base_line_alone", []))
-        ways = [plain, *_lab_ways(options, server_cpu, stack, progress)]
-        _drop_time_wait(ways)
-        for services in sorted(options.services):
-            progress(f"programming {services} Services")
-            for way in ways:
-                way.program(services)
-            time.sleep(_SETTLE_SECONDS)
-            rounds(ways, services, document["samples"])
-
-
-def _lab_ways(
-    options: argparse.Namespace, server_cpu: int | None, stack: ExitStack, progress: Callable[[str], None]
-) -> list[Way]:
-    from bench.lab_network import ClusterIP, Direct, LabNetwork, remove_leftover_labs  # as above
-
-    remove_leftover_labs()
-    progress("lab with events on")
-    lab = stack.enter_context(LabNetwork(options.servers, server_cpu, events=True))
-    ways: list[Way] = [
-        Direct(lab, options.family, "direct", "pod to pod with waggle"),
-        ClusterIP(lab, options.family, "service", "pod to ClusterIP with waggle"),
-    ]
-    if not options.no_quiet:
-        progress("lab with events off")
-        quiet = stack.enter_context(LabNetwork(options.servers, server_cpu, events=False))
-        ways += [
-            Direct(quiet, options.family, "direct-quiet", "pod to pod, events off"),
-            ClusterIP(quiet, options.family, "service-quiet", "pod to ClusterIP, events off"),
-        ]
-    return ways
-
-
-def _drop_time_wait(ways: Sequence[Way]) -> None:
-    """See client.c on closing: no client may run out of ports, and no run may find the sockets of the one before."""
-    for way in ways:
-        way.client.set_sysctl("net.ipv4.tcp_max_tw_buckets", 0)
-
-
-def write(folder: Path, document: dict[str, Any]) -> None:
-    """figures.json, report.md and ratios.svg; the report on standard output as well."""
-    report = Report(document)
+def write(figures: Figures) -> None:
+    """figures.json, report.md and the pictures; the report on standard output as well."""
+    report = Report(figures.document)
     text = report.markdown()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures.json").write_text(json.dumps(document, indent=1) + "\n")
-    (folder / "report.md").write_text(text)
-    written = ["figures.json", "report.md"]
+    figures.save()
+    written = {"report.md": text}
     if len(report.ways) > 1:
-        (folder / "ratios.svg").write_text(chart(report))
-        written.append("ratios.svg")
+        written["ratios.svg"] = chart(report)
+    if drawn := picture(report):
+        written["peers.svg"] = drawn
+    for name, content in written.items():
+        (figures.folder / name).write_text(content)
     print(text)
-    print(f"Written: {', '.join(str(folder / name) for name in written)}")
+    print(f"Written: {', '.join(str(figures.folder / name) for name in (FILE, *written))}")
 
 
 class _Progress:

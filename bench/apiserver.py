@@ -5,8 +5,9 @@ cost the agent time. Answers to lists are made before the agent starts: what is 
 
 Run as a process of its own, `python -m bench.apiserver`. It prints "ready" when it listens, and then takes lines:
 
-    NUMBER   replace an endpoint of that Service; answers "NANOSECONDS ADDRESS…": CLOCK_MONOTONIC right before the event
-             was handed to the sockets, and the endpoints that the Service has now
+    NUMBER…  replace an endpoint of each of these Services, all at once; answers "NANOSECONDS ADDRESS,ADDRESS… …":
+             CLOCK_MONOTONIC right before the events were handed to the sockets, and the endpoints that every one of
+             the Services has now
     lists    make the lists again that changes have made stale; answers "done"
 """
 
@@ -19,7 +20,7 @@ import json
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,23 @@ class Server:
             application.router.add_get(path, self._get)
         return application
 
-    async def change(self, number: int) -> tuple[int, list[str]]:
-        """Send a change of one Service to every watch: (CLOCK_MONOTONIC before it, its endpoints now)."""
-        event, addresses = self.cluster.change(number)
-        self._history.append((self.cluster.version, event))
+    async def change(self, numbers: Sequence[int]) -> tuple[int, list[list[str]]]:
+        """Send a change of each Service to every watch: (CLOCK_MONOTONIC before that, the endpoints of each now)."""
+        events, endpoints = [], []
+        for number in numbers:
+            event, addresses = self.cluster.change(number)
+            self._history.append((self.cluster.version, event))
+            events.append(event)
+            endpoints.append(addresses)
         watches = self._watches[_SLICES]
+        together = b"".join(events)
         started = time.monotonic_ns()
         for watch in list(watches):
             try:
-                await watch.write(event)
+                await watch.write(together)
             except ConnectionError:  # the agent was killed
                 watches.discard(watch)
-        return started, addresses
+        return started, endpoints
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("watch") in ("true", "1"):
@@ -169,8 +175,8 @@ async def serve(cluster: Cluster, port: int, certificate: Path) -> None:
             cluster.make_lists()
             _say("done")
             continue
-        started, addresses = await server.change(int(line))
-        _say(f"{started} {' '.join(addresses)}")
+        started, endpoints = await server.change([int(number) for number in line.split()])
+        _say(f"{started} {' '.join(','.join(addresses) for addresses in endpoints)}")
     await runner.cleanup()
 
 

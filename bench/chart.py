@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from html import escape
 
-from bench.report import AIM, COMPARISONS, Comparison, Report
+from bench.report import COMPARISONS, Comparison, Report
 from bench.rounds import Spread
+from bench.tables import AIM
 
 _ROW, _GAP = 12.0, 12.0  # height of a row, space between tests
 _LABELS, _PANEL, _BETWEEN, _RIGHT = 290.0, 290.0, 34.0, 64.0
@@ -45,7 +46,7 @@ def chart(report: Report) -> str:
         f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="12">',
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
         _text(10, 22, "Ratios of medians; the lines cover the middle half of the rounds", size=15, weight="600"),
-        *_legend(),
+        *_legend(report),
         _text(_end(report) + 10, _TOP - 12, "Services", size=10, colour=_GREY),
     ]
     return "\n".join([*head, *grid, *body, "</svg>"]) + "\n"
@@ -63,9 +64,11 @@ def _end(report: Report) -> float:
     return _left(len(report.placements) - 1) + _PANEL
 
 
-def _legend() -> list[str]:
+def _legend(report: Report) -> list[str]:
     parts, left = [], 14.0
     for comparison, colour in _SHOWN:
+        if comparison.way not in report.ways or comparison.to not in report.ways:
+            continue
         parts.append(f'<circle cx="{left:.1f}" cy="44" r="4" fill="{colour}"/>')
         parts.append(_text(left + 9, 48, comparison.title))
         left += 32 + 7 * len(comparison.title)

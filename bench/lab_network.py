@@ -6,13 +6,14 @@ hold this process's id: what a killed run left is found and removed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,16 @@ from bench.leftovers import cgroup2
 from bench.observer import FillWatch
 from bench.places import BIN, BenchError, Place, checked
 from bench.plain import ACROSS_NODES, ONE_NODE, PORT
+from bench.service_ports import Endpoint, filler, manifests
 from bench.traffic import Test, target
-from bench.ways import Way
+from bench.ways import CLUSTER_IPS, SERVICE_NAMES, SERVICE_PORTS, Way, filler_addresses, in_turn
 from waggle.lab import agents, lifecycle, processes
 from waggle.lab.layout import LabLayout
 from waggle.lab.record import load_lab, load_pods
 
-ENDPOINTS = 10  # of every Service that is there only to be many
 _FILES_OF = 200  # Services per manifest
 _PROGRAM_LIMIT = 300.0
 _NODE_OF = {ONE_NODE: 1, ACROSS_NODES: 2}
-_SERVICE_OF = {ONE_NODE: "one-node", ACROSS_NODES: "across-nodes"}
-_CLUSTER_IPS = {ONE_NODE: ("10.96.0.10", "fd00:10:96::10"), ACROSS_NODES: ("10.96.0.11", "fd00:10:96::11")}
 
 
 class LabNetwork:
@@ -77,17 +76,17 @@ class LabNetwork:
 
     def program(self, services: int) -> None:
         """Have that many Services, the two that are measured included; returns when every node has them in its maps."""
-        wanted = max(0, services - len(_SERVICE_OF))
+        wanted = max(0, services - len(SERVICE_NAMES))
         if wanted < self._fillers:
             raise BenchError("the number of Services can only grow within a run")
         for start in range(self._fillers, wanted, _FILES_OF):
             numbers = range(start, min(start + _FILES_OF, wanted))
-            content = _manifest(document for number in numbers for document in _filler(number))
+            content = _manifest(document for number in numbers for document in self._filler(number))
             temporary = self.lab.manifests / f".bench-{start:05d}.tmp"
             temporary.write_text(content)
             temporary.rename(self.lab.manifests / f"bench-{start:05d}.yaml")
         self._fillers = wanted
-        frontends = wanted + len(_SERVICE_OF) * len(_ports()) * len(_CLUSTER_IPS[ONE_NODE])
+        frontends = wanted + len(SERVICE_NAMES) * len(SERVICE_PORTS) * len(CLUSTER_IPS[ONE_NODE])
         watches = [
             FillWatch(node.bpf / "maps" / "wag_services", frontends, None, _PROGRAM_LIMIT) for node in self.lab.nodes(2)
         ]
@@ -97,6 +96,10 @@ class LabNetwork:
         finally:
             for watch in watches:
                 watch.close()
+
+    def _filler(self, number: int) -> Iterable[dict[str, Any]]:
+        """A Service that is there to be one of many. The pods of the first node are its endpoints: it answers."""
+        return manifests(filler(number, [Endpoint(place.address(4), PORT) for place in self.servers(ONE_NODE)]))
 
     # -- building -----------------------------------------------------------------------------------------------
 
@@ -120,7 +123,9 @@ class LabNetwork:
             if self._server_cpu is not None:
                 command += ["--cpu", str(self._server_cpu)]
             for index in range(self._servers):
-                documents.append(_pod(_server_name(placement, index), node, command, _ports(), _SERVICE_OF[placement]))
+                documents.append(
+                    _pod(_server_name(placement, index), node, command, SERVICE_PORTS, SERVICE_NAMES[placement])
+                )
             documents.append(_service(placement))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(_manifest(documents))
@@ -154,15 +159,30 @@ class Direct(Way):
     def targets(self, placement: str, test: Test) -> list[str]:
         return [target(place.address(self._family), test.port) for place in self._network.servers(placement)]
 
+    def first_targets(self, numbers: Sequence[int]) -> list[str]:
+        return in_turn(self._network.servers(ONE_NODE), numbers)
+
 
 class ClusterIP(Direct):
     """The same pods through the ClusterIP of their Service."""
 
     def targets(self, placement: str, test: Test) -> list[str]:
-        return [target(_CLUSTER_IPS[placement][self._family == 6], test.port)]
+        return [target(CLUSTER_IPS[placement][self._family == 6], test.port)]
+
+    def first_targets(self, numbers: Sequence[int]) -> list[str]:
+        return filler_addresses(numbers)
 
     def program(self, services: int) -> None:
         self._network.program(services)
+
+
+class ClusterIPPerPacket(ClusterIP):
+    """Through the ClusterIP from the same pod, by a process outside of the cgroup whose sockets waggle translates: as
+    a virtual machine or a container of a foreign runtime, its packets are translated on the pod's interface."""
+
+    @property
+    def client(self) -> Place:
+        return dataclasses.replace(super().client, cgroup=None)
 
 
 def waggle(*arguments: str, timeout: float) -> str:
@@ -180,15 +200,11 @@ def remove_leftover_labs() -> None:
 
 
 def _server_name(placement: str, index: int) -> str:
-    return f"server-{_SERVICE_OF[placement]}-{index}"
-
-
-def _ports() -> list[tuple[str, str, int]]:
-    return [("echo", "TCP", PORT), ("sink", "TCP", PORT + 1), ("echo-udp", "UDP", PORT)]
+    return f"server-{SERVICE_NAMES[placement]}-{index}"
 
 
 def _pod(
-    name: str, node: int, command: list[str], ports: list[tuple[str, str, int]], app: str = "client"
+    name: str, node: int, command: list[str], ports: Sequence[tuple[str, str, int]], app: str = "client"
 ) -> dict[str, Any]:
     listed = [{"name": key, "protocol": protocol, "containerPort": port} for key, protocol, port in ports]
     return {
@@ -203,26 +219,22 @@ def _pod(
 
 
 def _service(placement: str) -> dict[str, Any]:
-    listed = [{"name": key, "protocol": protocol, "port": port, "targetPort": port} for key, protocol, port in _ports()]
+    listed = [
+        {"name": key, "protocol": protocol, "port": port, "targetPort": port} for key, protocol, port in SERVICE_PORTS
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": _SERVICE_OF[placement], "namespace": objects.NAMESPACE},
+        "metadata": {"name": SERVICE_NAMES[placement], "namespace": objects.NAMESPACE},
         "spec": {
-            "clusterIP": _CLUSTER_IPS[placement][0],
-            "clusterIPs": list(_CLUSTER_IPS[placement]),
+            "clusterIP": CLUSTER_IPS[placement][0],
+            "clusterIPs": list(CLUSTER_IPS[placement]),
             "ipFamilyPolicy": "RequireDualStack",
             "ipFamilies": ["IPv4", "IPv6"],
-            "selector": {"app": _SERVICE_OF[placement]},
+            "selector": {"app": SERVICE_NAMES[placement]},
             "ports": listed,
         },
     }
-
-
-def _filler(number: int) -> Iterable[dict[str, Any]]:
-    yield {"apiVersion": "v1", "kind": "Service", **objects.service(number, 0, bare=True)}
-    piece = objects.endpoint_slice(number, 0, list(range(ENDPOINTS)), bare=True)
-    yield {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", **piece}
 
 
 def _manifest(documents: Iterable[dict[str, Any]]) -> str:

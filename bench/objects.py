@@ -35,49 +35,48 @@ def service_name(number: int) -> str:
     return f"service-{number:05d}"
 
 
-def service(number: int, version: int, *, bare: bool = False) -> dict[str, Any]:
-    """A ClusterIP Service. `bare` leaves out what only an API server adds."""
+def service(number: int, version: int) -> dict[str, Any]:
+    """A ClusterIP Service."""
     name = service_name(number)
     ip = cluster_ip(number)
-    metadata: dict[str, Any] = {"name": name, "namespace": NAMESPACE}
-    if not bare:
-        metadata |= {
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
             "uid": _uid("service", number),
             "resourceVersion": str(version),
             "creationTimestamp": _STAMP,
             "labels": {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "Helm"},
             "annotations": {"meta.helm.sh/release-name": name, "meta.helm.sh/release-namespace": NAMESPACE},
             "managedFields": [_managed_fields("helm", "v1", _SERVICE_FIELDS)],
-        }
-    spec: dict[str, Any] = {
-        "type": "ClusterIP",
-        "clusterIP": ip,
-        "clusterIPs": [ip],
-        "ipFamilies": ["IPv4"],
-        "ipFamilyPolicy": "SingleStack",
-        "internalTrafficPolicy": "Cluster",
-        "sessionAffinity": "None",
-        "ports": [{"name": "http", "protocol": "TCP", "port": FILLER_PORT, "targetPort": TARGET_PORT}],
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": ip,
+            "clusterIPs": [ip],
+            "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack",
+            "internalTrafficPolicy": "Cluster",
+            "sessionAffinity": "None",
+            "ports": [{"name": "http", "protocol": "TCP", "port": FILLER_PORT, "targetPort": TARGET_PORT}],
+            "selector": {"app.kubernetes.io/name": name},
+        },
+        "status": {"loadBalancer": {}},
     }
-    if not bare:
-        spec["selector"] = {"app.kubernetes.io/name": name}
-    return {"metadata": metadata, "spec": spec} | ({} if bare else {"status": {"loadBalancer": {}}})
 
 
-def endpoint_slice(number: int, version: int, indices: list[int], *, bare: bool = False) -> dict[str, Any]:
+def endpoint_slice(number: int, version: int, indices: list[int]) -> dict[str, Any]:
     """The slice of Service `number` with the endpoints `indices`."""
     name = service_name(number)
-    metadata: dict[str, Any] = {
-        "name": f"{name}-x{number % 97:02d}",
-        "namespace": NAMESPACE,
-        "labels": {"kubernetes.io/service-name": name},
-    }
-    if not bare:
-        metadata["labels"] |= {
-            "app.kubernetes.io/name": name,
-            "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-        }
-        metadata |= {
+    return {
+        "metadata": {
+            "name": f"{name}-x{number % 97:02d}",
+            "namespace": NAMESPACE,
+            "labels": {
+                "kubernetes.io/service-name": name,
+                "app.kubernetes.io/name": name,
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+            },
             "uid": _uid("slice", number),
             "resourceVersion": str(version),
             "generation": 1,
@@ -94,33 +93,27 @@ def endpoint_slice(number: int, version: int, indices: list[int], *, bare: bool 
                 }
             ],
             "managedFields": [_managed_fields("kube-controller-manager", "discovery.k8s.io/v1", _SLICE_FIELDS)],
-        }
-    return {
-        "metadata": metadata,
+        },
         "addressType": "IPv4",
-        "endpoints": [_endpoint(number, index, bare) for index in indices],
+        "endpoints": [_endpoint(number, index) for index in indices],
         "ports": [{"name": "http", "protocol": "TCP", "port": TARGET_PORT}],
     }
 
 
-def _endpoint(number: int, index: int, bare: bool) -> dict[str, Any]:
-    endpoint: dict[str, Any] = {
+def _endpoint(number: int, index: int) -> dict[str, Any]:
+    uid = _uid("pod", number * _ENDPOINTS_RESERVED + index)
+    return {
         "addresses": [endpoint_ip(number, index)],
         "conditions": {"ready": True, "serving": True, "terminating": False},
+        "nodeName": f"node-{(number * 7 + index) % 1000:04d}",
+        "zone": f"zone-{index % 3}",
+        "targetRef": {
+            "kind": "Pod",
+            "namespace": NAMESPACE,
+            "name": f"{service_name(number)}-6d4cf56db6-{uid[:5]}",
+            "uid": uid,
+        },
     }
-    if not bare:
-        uid = _uid("pod", number * _ENDPOINTS_RESERVED + index)
-        endpoint |= {
-            "nodeName": f"node-{(number * 7 + index) % 1000:04d}",
-            "zone": f"zone-{index % 3}",
-            "targetRef": {
-                "kind": "Pod",
-                "namespace": NAMESPACE,
-                "name": f"{service_name(number)}-6d4cf56db6-{uid[:5]}",
-                "uid": uid,
-            },
-        }
-    return endpoint
 
 
 def _uid(kind: str, number: int) -> str:

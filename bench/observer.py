@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.places import BIN, BenchError, checked, stop
-from waggle.abi._generated import SERVICE_SIZE, Backend, Service, ServiceKey
+from waggle.abi._generated import SERVICE_SIZE, Backend, Scope, Service, ServiceKey
 from waggle.abi.address import PROTOCOLS, pack_address, unpack_address
 from waggle.kernel.maps import Map
 
@@ -28,7 +29,7 @@ def _offset_of_count() -> int:
 
 
 def frontend_key(address: str, port: int, protocol: str = "TCP") -> bytes:
-    return ServiceKey(pack_address(address), port, PROTOCOLS[protocol]).pack()
+    return ServiceKey(pack_address(address), port, PROTOCOLS[protocol], Scope.INTERNAL).pack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,37 @@ class ChangeWatch:
     def _line(self) -> list[str]:
         assert self._process is not None and self._process.stdout is not None
         return self._process.stdout.readline().split() or ["ended"]
+
+
+class BurstWatch:
+    """Waits, in a process of its own, until every one of many entries of the frontend table has changed."""
+
+    def __init__(self, pin: Path, keys: Sequence[bytes], seconds: float) -> None:
+        self._process = subprocess.Popen(
+            [str(BIN / "mapwatch"), "burst", str(pin), str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("".join(f"{key.hex()}\n" for key in keys))
+        self._process.stdin.close()
+        self._process.stdin = None  # communicate() would flush it
+        if self._process.stdout.readline() != "armed\n":
+            self.changed()
+
+    def changed(self) -> int:
+        """CLOCK_MONOTONIC in ns at which the last one was first seen changed; BenchError when not in time."""
+        output, errors = self._process.communicate()
+        if self._process.returncode:
+            raise BenchError(errors.strip() or "mapwatch failed")
+        return int(output)
+
+    def close(self) -> None:
+        stop(self._process)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
 
 
 class Tables:

@@ -40,9 +40,10 @@ class Place:
             wrapped = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self.cgroup), *wrapped]
         return wrapped
 
-    def run(self, arguments: Sequence[str], timeout: float) -> str:
+    def run(self, arguments: Sequence[str], timeout: float, stdin: str | None = None) -> str:
         """Standard output of a command that must succeed."""
-        return checked(self.command(arguments), timeout=timeout, subject=f"{arguments[0]} in {self.name}")
+        subject = f"{arguments[0]} in {self.name}"
+        return checked(self.command(arguments), timeout=timeout, subject=subject, stdin=stdin)
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """A server in this place, with its standard output as a pipe."""

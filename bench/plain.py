@@ -6,7 +6,7 @@ Across nodes:  pod ─ veth ─ node ─ veth ─ bridge ─ veth ─ node ─ v
 Addresses, MTU, point-to-point routes and permanent neighbours are what waggle gives its pods, and the bridge is made
 as the lab makes its own, so that the only difference is what waggle adds.
 
-Names are those of `leftovers`.
+Names are those of `leftovers`. `kube_proxy` puts the rules of kube-proxy on the nodes of one more of these.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from bench.leftovers import NETNS, PREFIX, delete_netns
 from bench.places import BIN, BenchError, Place, checked, stop
@@ -25,19 +26,24 @@ PLACEMENTS = (ONE_NODE, ACROSS_NODES)
 
 
 class PlainNetwork:
-    """Two nodes; the client is a pod of the first, `servers` pods on each serve. A context manager."""
+    """Two nodes; the client is a pod of the first, `servers` pods on each serve. A context manager.
 
-    def __init__(self, servers: int, server_cpu: int | None) -> None:
+    `name` keeps several of them on one machine apart.
+    """
+
+    def __init__(self, servers: int, server_cpu: int | None, name: str = "plain") -> None:
+        self.name = name
         self._server_cpu = server_cpu
         self._made: list[str] = []
         self._processes: list[subprocess.Popen[str]] = []
+        self.nodes = [self._node(1), self._node(2)]
         self.client = self._pod("client", 1, 2)
         self.servers = {
             ONE_NODE: [self._pod(f"server1-{i}", 1, 10 + i) for i in range(servers)],
             ACROSS_NODES: [self._pod(f"server2-{i}", 2, 10 + i) for i in range(servers)],
         }
 
-    def __enter__(self) -> PlainNetwork:
+    def __enter__(self) -> Self:
         try:
             self._build()
             for place in (*self.servers[ONE_NODE], *self.servers[ACROSS_NODES]):
@@ -63,7 +69,11 @@ class PlainNetwork:
     # -- building -----------------------------------------------------------------------------------------------
 
     def _name(self, part: str) -> str:
-        return f"{PREFIX}-{part}"
+        return f"{PREFIX}-{self.name}-{part}"
+
+    def _node(self, node: int) -> Place:
+        name = self._name(f"node{node}")
+        return Place(name, NETNS / name, (f"10.77.0.{10 + node}", f"fd00:77::{10 + node:x}"))
 
     def _pod(self, part: str, node: int, number: int) -> Place:
         addresses = (f"10.244.{node}.{number}", f"fd00:10:244:{node}::{number:x}")
@@ -72,7 +82,7 @@ class PlainNetwork:
     def _build(self) -> None:
         for part in ("net", "node1", "node2"):
             self._add_netns(self._name(part))
-        net = Place("net", NETNS / self._name("net"), ())
+        net = Place(self._name("net"), NETNS / self._name("net"), ())
         for family in ("iptables", "ip6tables"):
             if Path(f"/proc/sys/net/bridge/bridge-nf-call-{family}").exists():
                 net.set_sysctl(f"net.bridge.bridge-nf-call-{family}", 0)
@@ -91,17 +101,17 @@ class PlainNetwork:
         checked(["ip", "-n", name, "link", "set", "lo", "up"])
 
     def _build_node(self, node: int) -> None:
-        name, other = self._name(f"node{node}"), 3 - node
-        place = Place(name, NETNS / name, ())
+        place, other = self.nodes[node - 1], 3 - node
+        v4, v6 = place.addresses
         for setting in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             place.set_sysctl(setting, 1)
-        self._ip("net", [f"link add node{node} type veth peer name eth0 netns {name}", f"link set node{node} up"])
+        self._ip("net", [f"link add node{node} type veth peer name eth0 netns {place.name}", f"link set node{node} up"])
         self._ip("net", [f"link set node{node} master br0"])
         self._ip(
             f"node{node}",
             [
-                f"addr add 10.77.0.{10 + node}/24 dev eth0",
-                f"addr add fd00:77::{10 + node:x}/64 dev eth0 nodad",
+                f"addr add {v4}/24 dev eth0",
+                f"addr add {v6}/64 dev eth0 nodad",
                 "link set eth0 up",
                 f"route add 10.244.{other}.0/24 via 10.77.0.{10 + other}",
                 f"route add fd00:10:244:{other}::/64 via fd00:77::{10 + other:x}",
@@ -125,7 +135,7 @@ class PlainNetwork:
             ],
         )
         self._ip(
-            place.name.removeprefix(PREFIX + "-"),
+            place.name.removeprefix(self._name("")),
             [
                 f"addr add {v4}/32 dev eth0",
                 f"addr add {v6}/128 dev eth0 nodad",

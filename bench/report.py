@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from bench.control_plane_report import control_plane
 from bench.disturbance import Disturbance
+from bench.first_packet_report import FirstPacketFigures
+from bench.north_south_report import NorthSouthFigures
 from bench.rounds import Rates, Spread
+from bench.rule_sets import RULE_SETS
+from bench.tables import in_order, marked, services, table
 from bench.traffic import TESTS, Sample, Test
-
-#: What issue and documentation promise; a figure below is marked.
-AIM = 0.97
-_MIB = 1 << 20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +29,7 @@ COMPARISONS = (
     Comparison("service", "direct", "Service / direct"),
     Comparison("service", "service-quiet", "events on / off"),
     Comparison("service-quiet", "direct-quiet", "Service / direct, events off"),
+    *(Comparison("service", peer, f"Service / {peer}") for peer in RULE_SETS),
 )
 
 
@@ -41,13 +38,17 @@ class Report:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
-        self.samples = [Sample(**sample) for sample in document["samples"]]
+        self.samples = [Sample(**sample) for sample in document.get("samples", [])]
         self.rates = Rates(self.samples)
         self.sizes = sorted({sample.services for sample in self.samples})
-        self.placements = _in_order(sample.placement for sample in self.samples)
+        self.placements = in_order(sample.placement for sample in self.samples)
         measured = {sample.test for sample in self.samples}
         self.tests = [test for test in TESTS if test.key in measured]
-        self.ways = _in_order(sample.way for sample in self.samples)
+        self.ways = in_order(sample.way for sample in self.samples)
+        first, north_south = document.get("first_packets"), document.get("north_south", {}).get("runs")
+        self.first_packets = FirstPacketFigures(first) if first else None
+        self.north_south = NorthSouthFigures(document["north_south"]) if north_south else None
+        self.control_plane: list[dict[str, Any]] = document.get("control_plane", [])
 
     def markdown(self) -> str:
         parts = [self._machine()]
@@ -59,8 +60,11 @@ class Report:
             parts += self._flatness()
         if self.document.get("base_line_alone"):
             parts.append(self._base_line())
-        if self.document.get("scale"):
-            parts.append(self._scale(self.document["scale"]))
+        if self.first_packets:
+            parts.append(self.first_packets.markdown())
+        if self.north_south:
+            parts.append(self.north_south.markdown())
+        parts += [control_plane(scale) for scale in self.control_plane]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def available(self, size: int, placement: str, test: str) -> list[Comparison]:
@@ -87,6 +91,8 @@ class Report:
                 f"repeated because something else took CPU time; of the {len(self.samples)} that count, {disturbed} "
                 "were disturbed all the same."
             )
+        for peer, reason in self.document.get("missing_peers", {}).items():
+            lines.append(f"Not measured: {peer} ({reason}).")
         if self.document.get("incomplete"):
             lines.append(f"**Incomplete**: {self.document['incomplete']}")
         return "\n".join(lines)
@@ -96,17 +102,17 @@ class Report:
         for test in self.tests:
             cells = [self.rates.rate(size, placement, test.key, way) for way in self.ways]
             rows.append([test.title, *(_rate(test, cell) for cell in cells)])
-        return f"Rates with {_services(size)}:\n\n" + table(["", *self.ways], rows)
+        return f"Rates with {services(size)}:\n\n" + table(["", *self.ways], rows)
 
     def _ratios(self, placement: str, size: int) -> str:
-        comparisons = _in_order(c for test in self.tests for c in self.available(size, placement, test.key))
+        comparisons = in_order(c for test in self.tests for c in self.available(size, placement, test.key))
         if not comparisons:
             return ""
         rows = []
         for test in self.tests:
             ratios = [self.rates.ratio(size, placement, test.key, c.way, c.to) for c in comparisons]
             rows.append([test.title, *(_ratio(ratio) for ratio in ratios)])
-        return f"Ratios with {_services(size)}:\n\n" + table(["", *(c.title for c in comparisons)], rows)
+        return f"Ratios with {services(size)}:\n\n" + table(["", *(c.title for c in comparisons)], rows)
 
     def _flatness(self) -> list[str]:
         parts = []
@@ -118,7 +124,7 @@ class Report:
                 ratios = [
                     self.rates.ratio(size, placement, test.key, "service", "direct").median for size in self.sizes
                 ]
-                rows.append([test.title, *(_marked(ratio / ratios[0]) for ratio in ratios)])
+                rows.append([test.title, *(marked(ratio / ratios[0]) for ratio in ratios)])
             if rows:
                 head = f"Flat in the number of Services, {placement} (Service / direct, relative to {self.sizes[0]}):"
                 parts.append(f"{head}\n\n" + table(["", *map(str, self.sizes)], rows))
@@ -139,79 +145,6 @@ class Report:
         title = "The base line beside running labs, relative to the base line alone on the machine:"
         return f"{title}\n\n" + table(["", "", "beside / alone"], rows)
 
-    # -- scale --------------------------------------------------------------------------------------------------
-
-    def _scale(self, scale: dict[str, Any]) -> str:
-        figures = summary(scale)
-        starts, changes = scale["cold_start_s"], scale["change_disturbance"]
-        rows = [
-            ["Cold start until every map is written", f"{figures['cold start']:.2f} s", "2 s"],
-            ["Restart with everything pinned, until a change made meanwhile is applied",
-             f"{figures['restart']:.2f} s", ""],
-            ["One EndpointSlice change until its map entry is written, p50", f"{figures['change p50']:.2f} ms",
-             "10 ms"],
-            ["… p90", f"{figures['change p90']:.2f} ms", ""],
-            ["… p99", f"{figures['change p99']:.2f} ms", "50 ms"],
-            ["Memory of the agent (proportional set)", f"{figures['agent PSS'] / _MIB:.0f} MiB", "150 MiB"],
-            ["Memory of the agent (resident set)", f"{figures['agent RSS'] / _MIB:.0f} MiB", ""],
-            ["Memory of the maps", f"{figures['maps'] / _MIB:.1f} MiB", "40 MiB"],
-            ["Agent's share of one CPU while nothing changes", f"{scale['agent_idle_cpu']:.1%}", ""],
-        ]  # fmt: skip
-        maps = sorted(scale["maps"], key=lambda entry: -int(entry["bytes"]))[:6]
-        largest = ", ".join(f"{entry['name']} {entry['bytes'] / _MIB:.1f} MiB" for entry in maps)
-        return (
-            f"### The agent with {scale['services']} Services of {scale['endpoints']} endpoints\n\n"
-            + table(["", "measured", "aim"], rows)
-            + f"\n\n{len(starts)} cold starts: {_listed(starts, 'all')} s, of which the agent's own CPU time "
-            + f"{_listed(starts, 'cpu')} s; {len(scale['restart_s'])} restarts: "
-            + f"{_listed(scale['restart_s'], 'applied')} s; {len(scale['change_ms'])} changes. Other processes took "
-            + f"{_listed(starts, 'foreign', '.0%')} of the CPU time during the starts and {changes['foreign']:.0%} "
-            + f"during the changes. Largest maps: {largest}."
-        )
-
-
-def quantile(values: list[float], share: float) -> float:
-    """The value that `share` of all do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[max(1, math.ceil(share * len(ordered))) - 1]
-
-
-def summary(scale: dict[str, Any]) -> dict[str, float]:
-    """The figures of the scale section: seconds, milliseconds and bytes."""
-    changes = scale["change_ms"]
-    memory = list(scale["agent_memory"].values())
-    return {
-        "cold start": statistics.median(start["all"] for start in scale["cold_start_s"]),
-        "restart": statistics.median(start["applied"] for start in scale["restart_s"]),
-        "change p50": quantile(changes, 0.5),
-        "change p90": quantile(changes, 0.9),
-        "change p99": quantile(changes, 0.99),
-        "agent PSS": max(entry["pss"] for entry in memory),
-        "agent RSS": max(entry["rss"] for entry in memory),
-        "maps": sum(entry["bytes"] for entry in scale["maps"]),
-    }
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it lines up as text. The first column is left-aligned, others right."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = cells
-        padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([line(head), rule, *(line(row) for row in rows)])
-
-
-def _listed(runs: Sequence[dict[str, float]], key: str, form: str = ".2f") -> str:
-    return ", ".join(format(run[key], form) for run in runs)
-
-
-def _services(size: int) -> str:
-    return "1 Service" if size == 1 else f"{size:,} Services"
-
 
 def _rate(test: Test, rate: Spread) -> str:
     if test.unit == "bit/s":
@@ -220,13 +153,4 @@ def _rate(test: Test, rate: Spread) -> str:
 
 
 def _ratio(ratio: Spread) -> str:
-    return f"{_marked(ratio.median)} [{ratio.low:.2f}–{ratio.high:.2f}]"
-
-
-def _marked(ratio: float) -> str:
-    return f"{ratio:.3f}" + (" !" if ratio < AIM else "")
-
-
-def _in_order(values: Iterable[T]) -> list[T]:
-    """Each value once, in the order of its first appearance."""
-    return list(dict.fromkeys(values))
+    return f"{marked(ratio.median)} [{ratio.low:.2f}–{ratio.high:.2f}]"

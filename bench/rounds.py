@@ -6,50 +6,59 @@ no way is always first. A machine that gets slower for a while then slows all of
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from bench.disturbance import CpuMeter
+from bench.disturbance import CpuMeter, Disturbance
+from bench.places import BenchError
 from bench.traffic import ClientSettings, Sample, Test, rate_of, run_client
 from bench.ways import Way
+
+T = TypeVar("T")
 
 
 def measure(
     ways: Sequence[Way],
-    tests: Sequence[Test],
-    placements: Sequence[str],
+    test: Test,
+    placement: str,
     services: int,
     rounds: int,
     settings: ClientSettings,
-    progress: Callable[[str], None],
     record: Callable[[Sample], None],
 ) -> None:
-    """Gives `record` so many samples for every placement, test and way, as they are measured."""
+    """Gives `record` a sample for every round and way, as they are measured."""
     meter = CpuMeter(lambda: {pid for way in ways for pid in way.processes()})
-    for placement in placements:
-        for test in tests:
-            progress(f"{services} Services, {placement}: {test.title}")
-            for number in range(rounds):
-                shift = number % len(ways)
-                for way in (*ways[shift:], *ways[:shift]):
-                    record(_sample(way, test, placement, services, number, settings, meter))
+    for number in range(rounds):
+        for way in rotated(ways, number):
+            record(_sample(way, test, placement, services, number, settings, meter))
+
+
+def rotated(these: Sequence[T], number: int) -> Sequence[T]:
+    """In the order of round `number`: another one first every time."""
+    shift = number % len(these)
+    return (*these[shift:], *these[:shift])
 
 
 def _sample(
     way: Way, test: Test, placement: str, services: int, number: int, settings: ClientSettings, meter: CpuMeter
 ) -> Sample:
-    """One undisturbed run, or the last of several attempts at one."""
-    attempts = 0
-    while True:
-        attempts += 1
-        before = meter.snapshot()
-        figures = run_client(way.client, way.targets(placement, test), test, settings)
-        disturbance = meter.since(before)
-        if not disturbance.too_much or attempts == settings.attempts:
-            break
-        time.sleep(0.1 * attempts)
+    def run() -> dict[str, float]:
+        way.prepare()
+        found = run_client(way.client, way.targets(placement, test), test, settings)
+        if rate_of(test, found):
+            return found
+        # A connection through 50,000 iptables rules on two nodes may take as long as a whole run.
+        longer = dataclasses.replace(settings, seconds=10 * settings.seconds)
+        found = run_client(way.client, way.targets(placement, test), test, longer)
+        if not rate_of(test, found):
+            raise BenchError(f"{test.key} by way of {way.name}: nothing was exchanged in {longer.seconds:g} s")
+        return found
+
+    figures, disturbance, attempts = repeated(meter, settings.attempts, run)
     return Sample(
         services=services,
         placement=placement,
@@ -65,6 +74,19 @@ def _sample(
         stolen=disturbance.stolen,
         attempts=attempts,
     )
+
+
+def repeated(meter: CpuMeter, limit: int, run: Callable[[], T]) -> tuple[T, Disturbance, int]:
+    """What an undisturbed run measured, or the last of `limit` attempts at one; how disturbed; how many there were."""
+    attempts = 0
+    while True:
+        attempts += 1
+        before = meter.snapshot()
+        figures = run()
+        disturbance = meter.since(before)
+        if not disturbance.too_much or attempts == limit:
+            return figures, disturbance, attempts
+        time.sleep(0.1 * attempts)
 
 
 @dataclass(frozen=True, slots=True)

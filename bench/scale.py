@@ -3,8 +3,13 @@
 Cold start: nothing pinned, from the agent's process being made until the observer sees every frontend with all of
 its endpoints in the map. (The agent writes backends before the frontend that points to them.)
 
+Burst: many Services change at once, their events handed to the socket together: until the observer has seen all of
+their frontends changed.
+
 Change: from the moment the API server hands one EndpointSlice event to its socket until the observer sees the
 frontend's value changed. Each change is checked: the backends are those of the slice that was sent.
+
+Sync: what a peer takes to load the rules for the same, see `peer_sync`.
 
 Memory: of the agent, its proportional and resident set; of the maps, what the kernel accounts for them.
 """
@@ -15,7 +20,7 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +28,11 @@ from typing import Any
 
 from bench import objects
 from bench.disturbance import CpuMeter
-from bench.observer import ChangeWatch, Filled, FillWatch, Tables, frontend_key, map_memory
+from bench.observer import BurstWatch, ChangeWatch, Filled, FillWatch, Tables, frontend_key, map_memory
+from bench.peer_sync import measure_syncs
 from bench.places import BenchError
+from bench.rounds import repeated
+from bench.rule_sets import RuleSet
 from bench.scale_node import ScaleNode
 from bench.stand_in import StandInApi
 
@@ -40,8 +48,12 @@ class ScaleSettings:
     endpoints: int
     starts: int
     changes: int
+    burst: int
     attempts: int
     cpu: int | None
+    peers: Sequence[RuleSet]
+    sync_limit: float
+    settle: float
 
 
 def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -64,7 +76,12 @@ def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> d
         before = meter.snapshot()
         latencies = _changes(node, api, tables, settings, progress)
         during_changes = meter.since(before)
-        idle = _idle_cpu(node, 5.0)
+        progress(f"{settings.burst} changes at once")
+        bursts = [
+            _undisturbed(meter, settings.attempts, lambda: _burst(node, api, tables, settings))
+            for _ in range(settings.starts)
+        ]
+        idle = _idle_cpu(node, settings.settle)
         after = _memory(node)
         maps = map_memory(node.bpf_root)
         progress("restarts with everything pinned")
@@ -72,6 +89,7 @@ def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> d
             _undisturbed(meter, settings.attempts, lambda: _restart(node, api, tables, services))
             for _ in range(settings.starts)
         ]
+    syncs = {peer.name: measure_syncs(peer, services, endpoints, settings, progress) for peer in settings.peers}
     return {
         "services": services,
         "endpoints": endpoints,
@@ -79,6 +97,9 @@ def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> d
         "restart_s": warm,
         "change_ms": latencies,
         "change_disturbance": dataclasses.asdict(during_changes),
+        "burst": settings.burst,
+        "burst_s": bursts,
+        "peers": syncs,
         "agent_memory": {"after start": at_start, f"after {settings.changes} changes": after},
         "agent_idle_cpu": idle,
         "maps": maps,
@@ -86,15 +107,8 @@ def measure_scale(settings: ScaleSettings, progress: Callable[[str], None]) -> d
 
 
 def _undisturbed(meter: CpuMeter, attempts: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `run` measures, again when it was disturbed; the last attempt counts."""
-    attempt = 0
-    while True:
-        attempt += 1
-        before = meter.snapshot()
-        figures = run()
-        disturbance = meter.since(before)
-        if not disturbance.too_much or attempt == attempts:
-            return figures | dataclasses.asdict(disturbance) | {"attempts": attempt}
+    figures, disturbance, made = repeated(meter, attempts, run)
+    return figures | dataclasses.asdict(disturbance) | {"attempts": made}
 
 
 def _cold_start(node: ScaleNode, services: int, endpoints: int) -> dict[str, float]:
@@ -152,6 +166,20 @@ def _changes(
             latencies.append((watch.changed() - sent) / 1e6)
             _expect(tables, number, sorted((address, objects.TARGET_PORT) for address in addresses))
     return latencies
+
+
+def _burst(node: ScaleNode, api: StandInApi, tables: Tables, settings: ScaleSettings) -> dict[str, float]:
+    """Seconds from the first event until the last of all the frontends has changed."""
+    numbers = random.sample(range(settings.services), settings.burst)
+    watch = BurstWatch(node.pin("wag_services"), [_key(number) for number in numbers], _START_LIMIT)
+    try:
+        sent, endpoints = api.burst(numbers)
+        changed = watch.changed()
+    finally:
+        watch.close()
+    for number, addresses in zip(numbers, endpoints, strict=True):
+        _expect(tables, number, sorted((address, objects.TARGET_PORT) for address in addresses))
+    return {"applied": (changed - sent) / 1e9}
 
 
 def _restart(node: ScaleNode, api: StandInApi, tables: Tables, services: int) -> dict[str, float]:

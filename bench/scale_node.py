@@ -1,4 +1,4 @@
-"""One node with one agent, made for timing the agent: a network namespace, a cgroup, an API server, nothing else.
+"""One node with one agent, made for timing it: a network namespace with an uplink, a cgroup, nothing else.
 
 The agent is the real `waggle agent`, started as a service manager would start it. Everything it leaves is its own
 and is taken away: by `waggle cleanup` first, because that is what a user would run, and then, whatever that left, by
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
@@ -20,20 +20,22 @@ from bench.leftovers import BPFFS, NETNS, PREFIX, cgroup2, delete_netns, remove_
 from bench.places import BenchError, Place, checked
 
 _API_PORT = 6443
-_NODE_IP, _POD_CIDR = "10.77.0.11", "10.244.1.0/24"
+NODE_IP, _POD_CIDR = "10.77.0.11", "10.244.1.0/24"
 
 
 class ScaleNode:
     """A context manager; `start_agent` may be called again after `stop_agent` and `clean`."""
 
-    def __init__(self, settings: dict[str, object] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object] | None = None, name: str = "scale") -> None:
         self._settings = settings or {}
         self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")
         self.folder = Path(self._folder.name)
-        name = f"{PREFIX}-scale"
+        name = f"{PREFIX}-{name}"
         self._cgroup = cgroup2() / name
-        self.place = Place(name, NETNS / name, (_NODE_IP,))
-        self.agent_place = Place("agent", NETNS / name, (_NODE_IP,), self._cgroup / "agent")
+        self.place = Place(name, NETNS / name, (NODE_IP,))
+        #: The other side of the node's uplink.
+        self.wire = Place(f"{name}-wire", NETNS / f"{name}-wire", ())
+        self.agent_place = Place("agent", NETNS / name, (NODE_IP,), self._cgroup / "agent")
         self.bpf_root = BPFFS / name
         self.config = self.folder / "agent.yaml"
         self.log = self.folder / "agent.log"
@@ -58,7 +60,7 @@ class ScaleNode:
         remove_bpffs(self.bpf_root)
         remove_cgroups(self._cgroup)
         delete_netns(self.place.name)
-        delete_netns(f"{self.place.name}-wire")
+        delete_netns(self.wire.name)
         self._folder.cleanup()
 
     @property
@@ -73,7 +75,7 @@ class ScaleNode:
         """Write the agent's configuration; `source` says where its objects come from."""
         settings: dict[str, object] = {
             "node-name": "bench",
-            "node-ip": [_NODE_IP],
+            "node-ip": [NODE_IP],
             "pod-cidr": [_POD_CIDR],
             "cgroup-root": str(self._cgroup),
             "bpf-root": str(self.bpf_root),
@@ -137,16 +139,16 @@ class ScaleNode:
         return "\n".join(f"  {line}" for line in text.splitlines()[-15:])
 
     def _build(self) -> None:
-        for name in (self.place.name, f"{self.place.name}-wire"):
+        for name in (self.place.name, self.wire.name):
             checked(["ip", "netns", "add", name])
             checked(["ip", "-n", name, "link", "set", "lo", "up"])
         lines = [
-            f"link add eth0 type veth peer name eth0 netns {self.place.name}-wire",
-            f"addr add {_NODE_IP}/24 dev eth0",
+            f"link add eth0 type veth peer name eth0 netns {self.wire.name}",
+            f"addr add {NODE_IP}/24 dev eth0",
             "link set eth0 up",
             "route add default via 10.77.0.1",
         ]
         checked(["ip", "-n", self.place.name, "-batch", "-"], stdin="\n".join(lines) + "\n")
-        checked(["ip", "-n", f"{self.place.name}-wire", "link", "set", "eth0", "up"])
+        checked(["ip", "-n", self.wire.name, "link", "set", "eth0", "up"])
         assert self.agent_place.cgroup is not None
         self.agent_place.cgroup.mkdir(parents=True)

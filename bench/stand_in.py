@@ -55,8 +55,13 @@ class StandInApi:
 
     def change(self, number: int) -> tuple[int, list[str]]:
         """Replace one endpoint of a Service: CLOCK_MONOTONIC in ns when the event was sent, the endpoints now."""
-        started, *addresses = self._ask(str(number))
-        return int(started), addresses
+        started, endpoints = self.burst([number])
+        return started, endpoints[0]
+
+    def burst(self, numbers: Sequence[int]) -> tuple[int, list[list[str]]]:
+        """The same for several Services, all events at once: the endpoints of each."""
+        started, *endpoints = self._ask(" ".join(map(str, numbers)))
+        return int(started), [addresses.split(",") for addresses in endpoints]
 
     def make_lists(self) -> None:
         """Have the lists ready again after changes, so that the next agent does not wait for that."""

@@ -12,6 +12,11 @@
 //       the time given. An absent entry has the value "-". Looks every 50 microseconds rather than all the time:
 //       on two CPUs a busy observer would slow down what it observes.
 //
+//   mapwatch burst PIN SECONDS
+//       Reads keys in hex from standard input, one a line, to its end; prints "armed", then, once the values of all of
+//       them have changed, the CLOCK_MONOTONIC time of that. Looks every millisecond at those that have not yet. Status 1
+//       when SECONDS pass before that.
+//
 //   mapwatch memory DIRECTORY
 //       One JSON line per distinct map pinned below DIRECTORY: name, type, sizes, and the bytes that the kernel
 //       accounts for it (`memlock` in fdinfo).
@@ -27,6 +32,7 @@
 
 #define CHANGE_POLL_NS 50000
 #define FILL_POLL_NS 5000000
+#define BURST_POLL_NS 1000000
 #define BATCH 16384
 
 struct map {
@@ -276,6 +282,68 @@ static int change(const char *pin)
 	return 0;
 }
 
+// -- burst -----------------------------------------------------------------------------------------------------------
+
+#define MAX_BURST 65536
+
+struct watched {
+	uint8_t *key, *before;
+	bool was;
+};
+
+static bool has_changed(const struct map *map, const struct watched *watched, uint8_t *now)
+{
+	bool is = lookup(map, watched->key, now);
+
+	return is != watched->was || (is && memcmp(watched->before, now, map->info.value_size));
+}
+
+static int burst(const char *pin, double seconds)
+{
+	static struct watched watched[MAX_BURST];
+	unsigned count = 0, left;
+	char text[1024];
+	uint64_t until;
+	uint8_t *value;
+	struct map map;
+	int fd = open_pin(pin);
+
+	if (fd < 0)
+		die("cannot open %s", pin);
+	map = map_of(fd);
+	value = allocate(map.info.value_size);
+	if (prctl(PR_SET_TIMERSLACK, 1))
+		die("PR_SET_TIMERSLACK");
+	end_with_parent();
+	while (scanf("%1023s", text) == 1) {
+		errno = 0;
+		if (count == MAX_BURST)
+			die("at most %d keys", MAX_BURST);
+		watched[count].key = allocate(map.info.key_size);
+		watched[count].before = allocate(map.info.value_size);
+		parse_hex(text, watched[count].key, map.info.key_size);
+		watched[count].was = lookup(&map, watched[count].key, watched[count].before);
+		count++;
+	}
+	puts("armed");
+	fflush(stdout);
+	until = now_ns() + (uint64_t)(seconds * 1e9);
+	for (left = count; left && now_ns() < until; sleep_ns(left ? BURST_POLL_NS : 0))
+		// those that have changed move out of the front part
+		for (unsigned i = 0; i < left;) {
+			if (!has_changed(&map, &watched[i], value)) {
+				i++;
+				continue;
+			}
+			watched[i] = watched[--left];
+		}
+	errno = 0;
+	if (left)
+		die("%u of %u entries did not change within %g s", left, count, seconds);
+	printf("%" PRIu64 "\n", now_ns());
+	return 0;
+}
+
 // -- memory ----------------------------------------------------------------------------------------------------------
 
 static uint64_t accounted_bytes(int fd)
@@ -346,9 +414,12 @@ int main(int count, char **arguments)
 			die("cannot walk %s", arguments[2]);
 		return 0;
 	}
+	if (count == 4 && !strcmp(arguments[1], "burst"))
+		return burst(arguments[2], atof(arguments[3]));
 	if (count == 5 && !strcmp(arguments[1], "change") && !strcmp(arguments[3], "--cpu"))
 		stay_on_cpu(atoi(arguments[4]));
 	else if (count != 3 || strcmp(arguments[1], "change"))
-		die("usage: mapwatch fill PIN COUNT SECONDS [OFFSET VALUE] | change PIN [--cpu N] | memory DIRECTORY");
+		die("usage: mapwatch fill PIN COUNT SECONDS [OFFSET VALUE] | change PIN [--cpu N] | burst PIN SECONDS | "
+		    "memory DIRECTORY");
 	return change(arguments[2]);
 }
