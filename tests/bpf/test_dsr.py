@@ -76,6 +76,17 @@ def test_a_flow_stays_with_its_backend(node: Machine, v: int) -> None:
 
 
 @both
+def test_answers_under_way_when_udp_moves_to_another_node(node: Machine, v: int) -> None:
+    node.add_service(VIP[v], 53, "UDP", [(A[v], 5353)], flags=DSR)
+    node.run("wag_node_ingress", udp(CLIENT[v], 1000, VIP[v], 53))
+    node.add_service(VIP[v], 53, "UDP", [(REMOTE[v], 5353)], flags=DSR)
+    moved = node.run("wag_node_ingress", udp(CLIENT[v], 1000, VIP[v], 53))
+    assert opened(v, moved.packet)[1] == REMOTE[v]
+    late = node.run("wag_pod_egress", udp(A[v], 5353, CLIENT[v], 1000))
+    assert ends(late.packet) == f"UDP {at(VIP[v], 53)} > {at(CLIENT[v], 1000)} ttl 63"
+
+
+@both
 def test_local_backends_and_pods_need_no_tunnel(node: Machine, v: int) -> None:
     node.add_service(ANY[v], 30080, "TCP", [(A[v], 8080)], flags=DSR)
     out = node.run("wag_node_ingress", tcp(CLIENT[v], 1000, NODE[v], 30080))

@@ -63,7 +63,9 @@ WAG_INLINE __u32 wag_flow_number(const struct wag_service *service, const struct
 /* A flow that another node will answer: which one, and that is all there is to know. Returns enum wag_reason. */
 WAG_INLINE int wag_tunnel_begin(struct wag_packet *packet, struct wag_service *service, struct wag_scratch *scratch)
 {
-	wag_nat_forget(&packet->tuple, -1ULL);
+	/* as in wag_nat_create: of UDP answers may still come from where it went before */
+	if (packet->tuple.proto == IPPROTO_TCP)
+		wag_nat_forget(&packet->tuple, -1ULL);
 	/* where a hash chooses, the next packet finds the same backend without an entry */
 	if (wag_nat_create_alone(scratch, &packet->tuple, service->revision, WAG_NAT_TUNNEL, BPF_ANY))
 		return service->flags & WAG_SERVICE_BY_HASH ? WAG_REASON_NONE : WAG_REASON_NAT_FULL;
