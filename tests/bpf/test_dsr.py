@@ -150,6 +150,14 @@ def test_the_backends_node_answers_itself(node: Machine, v: int, make, name: str
 
 
 @both
+@each
+def test_a_backend_that_hints_hide_from_its_own_node(node: Machine, v: int, make, name: str) -> None:
+    node.add_service(VIP[v], 80, name, [(B[v], 8080)], draining=[(A[v], 8081)], flags=DSR)
+    out = node.run("wag_node_ingress", wrapped(v, make(CLIENT[v], 1000, VIP[v], 80), A[v]))
+    assert ends(out.packet) == f"{name} {at(CLIENT[v], 1000)} > {at(A[v], 8081)} ttl 63"
+
+
+@both
 def test_a_node_port_of_another_node(node: Machine, v: int) -> None:
     node.add_service(ANY[v], 30080, "TCP", [(A[v], 8080)], flags=DSR)
     out = node.run("wag_node_ingress", wrapped(v, tcp(CLIENT[v], 1000, PEER[v], 30080), A[v]))

@@ -16,10 +16,12 @@ from waggle.model.objects import (
     SERVICE_PROXY_NAME_LABEL,
     ClientIPConfig,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
     LoadBalancerIngress,
     LoadBalancerStatus,
+    NamedHint,
     ObjectKey,
     ObjectMeta,
     Pod,
@@ -455,3 +457,23 @@ def test_udp_flows_stay_with_what_serves_whatever_the_policy():
         "UDP 0.0.0.0 30053* has_external": everywhere,
         "UDP 0.0.0.0 30053* external keep_client": ("10.0.0.1 53", "10.0.0.2 53 draining", "10.0.0.3 53 draining"),
     }
+
+
+def test_an_endpoint_here_is_known_where_another_node_may_send_to_it():
+    """Hints lead zone-b to 10.0.0.2, which is on this node of zone-a: by direct server return, it comes here."""
+
+    def hinted(name: str, zone: str, address: str, **conditions: bool) -> EndpointSlice:
+        made = piece(name, address, **conditions)
+        hints = EndpointHints(for_zones=[NamedHint(zone)])
+        return replace(made, endpoints=[replace(e, hints=hints) for e in made.endpoints or ()])
+
+    slices = [
+        *on("node1", hinted("a", "zone-a", "10.0.0.1")),
+        *on("node1", hinted("b", "zone-b", "10.0.0.2")),
+        *on("node2", hinted("c", "zone-b", "10.0.0.3")),
+        *on("node1", hinted("d", "zone-b", "10.0.0.4", ready=False, serving=False)),
+    ]
+    subject = service()
+    assert planned(subject, *slices) == {"TCP 10.96.0.1 80": ("10.0.0.1 8080",)}
+    subject = replace(subject, metadata=replace(subject.metadata, annotations={"waggle.dev/forwarding": "dsr"}))
+    assert planned(subject, *slices) == {"TCP 10.96.0.1 80": ("10.0.0.1 8080", "10.0.0.2 8080 draining")}

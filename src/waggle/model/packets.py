@@ -242,7 +242,8 @@ def serve(
     every = endpoints(cluster, service, port, family_of(packet.destination.address))
     scope = Scope.EXTERNAL if arrival is Arrival.WIRE else Scope.INTERNAL
     choice = choose(service, frontend.kind, scope, every, node.facts)
-    keeps = may_keep(choice, port, every)
+    direct_return = forwarding(service, node.forwarding) is Forwarding.DSR
+    keeps = may_keep(choice, port, every, here=node.facts.name if direct_return else "")
     if frontend.kind is FrontendKind.LOAD_BALANCER and not admits(service, node, packet.source.address):
         return Decision(Action.DROP, Reason.SOURCE_RANGE, keeps=keeps)
     if not choice.endpoints:
@@ -251,7 +252,7 @@ def serve(
         return Decision(Action.DROP, Reason.NO_LOCAL_BACKEND, keeps=keeps)
     backends = {end_of(e): source_for(node, packet, arrival, choice, end_of(e)) for e in choice.endpoints}
     inside: frozenset[End] = frozenset()
-    if arrival is Arrival.WIRE and forwarding(service, node.forwarding) is Forwarding.DSR:
+    if arrival is Arrival.WIRE and direct_return:
         inside = frozenset(end for end in backends if place(node, end.address) is Place.AWAY)
         backends.update(dict.fromkeys(inside, node_address(node, packet.source.address)))
     seconds = affinity_seconds(service)
@@ -279,16 +280,17 @@ def source_for(node: LocalNode, packet: Packet, arrival: Arrival, choice: Choice
     return node_address(node, client) if outside and not choice.keeps_client else client
 
 
-def may_keep(choice: Choice, port: ServicePort, every: list[Endpoint]) -> frozenset[End] | None:
+def may_keep(choice: Choice, port: ServicePort, every: list[Endpoint], *, here: str = "") -> frozenset[End] | None:
     """The backends that flows which have them may stay with: the chosen ones, and of UDP all that serve.
 
-    A UDP port that nothing serves leaves its flows alone: None (semantics.md section 4).
+    A UDP port that nothing serves leaves its flows alone: None (semantics.md section 4). `here`: the node, where
+    clients are answered by direct server return; then its own endpoints keep what other nodes sent to them.
     """
     keeps = frozenset(map(end_of, choice.endpoints))
     if port.protocol == "UDP":
         keeps |= {end_of(e) for e in every if e.serving}
         return keeps or None
-    return keeps
+    return keeps | {end_of(e) for e in every if here and e.node == here and (e.ready or e.serving)}
 
 
 def endpoints(cluster: Cluster, service: Service, port: ServicePort, family: Family) -> list[Endpoint]:

@@ -133,7 +133,8 @@ def _rows(view: PortView, context: PlanContext) -> list[ServiceRow]:
     number = _port_id(service, view.port) if affinity else 0
     by_hash = balancing(service, context.balancing) is Balancing.MAGLEV
     common = int(ServiceFlag.BY_HASH) if by_hash else 0
-    if forwarding(service, context.forwarding) is Forwarding.DSR:
+    direct_return = forwarding(service, context.forwarding) is Forwarding.DSR
+    if direct_return:
         common |= int(ServiceFlag.DSR)
     networks = source_ranges(service, view.family, context.addresses)
     wildcard = ANY6 if view.family is Family.IPV6 else ANY4
@@ -153,7 +154,7 @@ def _rows(view: PortView, context: PlanContext) -> list[ServiceRow]:
         for scope in _scopes(service, kind):
             if (kind, scope) not in choices:
                 choice = view.choice(kind, scope)
-                chosen, draining = _packed(choice.endpoints), _packed(_draining(view, choice))
+                chosen, draining = _packed(choice.endpoints), _packed(_draining(view, choice, direct_return))
                 choices[kind, scope] = choice, chosen + draining, len(draining) // BACKEND_SIZE
                 table = _table(choice, chosen, by_hash)
                 if table is not None:
@@ -181,15 +182,20 @@ def _table(choice: Choice, packed: bytes, by_hash: bool) -> MaglevTable | None:
     return maglev_table(packed, [weights[record] for record in records])
 
 
-def _draining(view: PortView, choice: Choice) -> list[Endpoint]:
+def _draining(view: PortView, choice: Choice, direct_return: bool) -> list[Endpoint]:
     """The endpoints that get no new flows and keep those they have: of UDP, all that serve (semantics.md section 4).
 
-    TCP needs no such list: its established flows are never taken from their backend.
+    TCP and SCTP need no such list, as their established flows are never taken from their backend, except for direct
+    server return: topology hints may lead another node to an endpoint of this node that they do not lead this one to.
     """
-    if view.port.protocol != "UDP":
+    if view.port.protocol == "UDP":
+        rest = [e for e in view.endpoints if e.serving]
+    elif direct_return:
+        rest = [e for e in view.endpoints if (e.ready or e.serving) and e.node == view.node.name]
+    else:
         return []
     chosen = set(choice.endpoints)
-    return [e for e in view.endpoints if e.serving and e not in chosen][:MOST_DRAINING]
+    return [e for e in rest if e not in chosen][:MOST_DRAINING]
 
 
 _KEY_SCOPES = {Scope.INTERNAL: int(KeyScope.INTERNAL), Scope.EXTERNAL: int(KeyScope.EXTERNAL)}
