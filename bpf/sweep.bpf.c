@@ -45,7 +45,7 @@ static long wag_sweep_one(void *map, struct wag_tuple *key, struct wag_nat *nat,
 	__u32 seconds;
 
 	if (other) {
-		if (other->seen_ns > seen)
+		if ((__s64)(other->seen_ns - seen) > 0)
 			seen = other->seen_ns;
 		seconds = forward ? wag_flow_seconds(key, nat->flags, other->flags)
 				  : wag_flow_seconds(key, other->flags, nat->flags);
@@ -53,7 +53,8 @@ static long wag_sweep_one(void *map, struct wag_tuple *key, struct wag_nat *nat,
 		/* of replies that were left alone nothing is known but that nobody asks any more */
 		seconds = forward ? wag_flow_seconds(key, nat->flags, 0) : WAG_ORPHAN_SECONDS;
 	}
-	if (sweeping->now < seen || sweeping->now - seen < seconds * WAG_SECOND_NS) {
+	/* less than nothing: it was used since the sweep began */
+	if ((__s64)(sweeping->now - seen) < (__s64)(seconds * WAG_SECOND_NS)) {
 		sweeping->entries++;
 		if (forward && (nat->flags & WAG_NAT_CONFIRMED))
 			sweeping->confirmed++;

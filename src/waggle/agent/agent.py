@@ -215,6 +215,7 @@ class Agent:
             self.datapath.attach_sockets()
             self.datapath.attach_devices(self.devices)
             self._attach_pods()
+            self.datapath.take_over_flows()
             self.datapath.forget_missing_netns()
             self.attached = True
 

@@ -29,7 +29,7 @@ from waggle.kernel import links, maps, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.iterators import Iterator
 from waggle.kernel.links import AttachType
-from waggle.kernel.maps import Map
+from waggle.kernel.maps import Map, open_pinned
 from waggle.kernel.netlink import ARPHRD_ETHER, Netlink
 from waggle.kernel.netns import netns_cookie_of_self
 from waggle.kernel.objects import BpfObject, load_pinned
@@ -39,6 +39,7 @@ from waggle.kernel.testrun import run_syscall
 from waggle.model.interface import PodInterface
 from waggle.reconcile.drift import Drift
 from waggle.reconcile.maglev import MaglevTables
+from waggle.reconcile.nat_table import copy_missing, nat_entries, young_flows
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class Datapath:
         self._endpoint_lock = threading.Lock()
         self._node: NodeAddresses | None = None
         self._lab_id = -1
+        self.nat_size = 0  # entries of the NAT table
+        self._nat_before: Map | None = None  # the one that was pinned
         self.xdp_problems: dict[str, str] = {}  # by uplink
         self._stale_sockets: Iterator | None = None
         self._cookies: dict[str, int] = {}  # of pods' network namespaces, by host interface
@@ -161,6 +164,10 @@ class Datapath:
 
     def load(self, node: NodeAddresses) -> None:
         """Loads the programs for a node with these addresses, taking over pinned maps. Attaches nothing yet."""
+        self._nat_before = open_pinned(self.map_dir / "wag_nat")
+        self.nat_size = self.config.max_nat or nat_entries(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), self._nat_before
+        )
         self._constants = self._constants_for(node)
         for name in (*OBJECTS, "xdp") if self.config.xdp != "none" else OBJECTS:
             with BpfObject.open(name) as bpf:
@@ -185,11 +192,6 @@ class Datapath:
             "wag_non_masquerade": pack_networks(self.config.non_masquerade),
             "wag_event_ns": EVENT_INTERVAL_NS.to_bytes(8, "little"),
         }
-
-    @property
-    def nat_size(self) -> int:
-        """Entries of the NAT table."""
-        return self.config.max_nat or nat_entries(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
     def start_sweeping(self) -> bool:
         """Starts the kernel's own sweep over the NAT table, or gives it the code of this version.
@@ -299,6 +301,14 @@ class Datapath:
         if number != self._lab_id:
             self.maps["wag_lab_cgroup"].update(bytes(4), number.to_bytes(8, "little"))
             self._lab_id = number
+
+    def take_over_flows(self) -> None:
+        """Where the NAT table was replaced: what the programs wrote into the last one until the new ones were at work.
+        To be called when all are attached. Blocking."""
+        before, now = self._nat_before, self.maps["wag_nat"]
+        self._nat_before = None
+        if before is not None and before.info.id != now.info.id:
+            log.info("%d flow entries were written while the NAT table changed its size", copy_missing(before, now))
 
     def attach_devices(self, devices: Iterable[tuple[str, int]]) -> None:
         """Puts the node programs on uplinks (name, ifindex) and takes them off all others."""
@@ -550,16 +560,6 @@ def start_sweeping(program: Fd) -> int:
             break
         time.sleep(0.01)
     return failed
-
-
-def nat_entries(memory: int) -> int:
-    """How large a NAT table a machine with so many bytes of memory has: in full it takes 1/300 of them."""
-    return min(max(memory >> 16, 1 << 16), 1 << 22)
-
-
-def young_flows(entries: int) -> int:
-    """How many flows may have begun and not be confirmed, in a NAT table of so many entries: a quarter of its flows."""
-    return max(entries // 8, 16)
 
 
 def _compare(

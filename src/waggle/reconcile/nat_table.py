@@ -1,0 +1,48 @@
+"""How large the NAT table is, and how it changes its size without losing a flow."""
+
+from __future__ import annotations
+
+import errno
+
+from waggle.errors import KernelError, TableFull
+from waggle.kernel import syscall
+from waggle.kernel.maps import Map
+
+
+def nat_entries(memory: int, pinned: Map | None = None) -> int:
+    """How large a NAT table a machine with so many bytes of memory has: in full it takes 1/300 of them.
+
+    One that is there stays while it is not far from that: memory that is plugged in does not make all flows move.
+    """
+    wanted = min(max(memory >> 16, 1 << 16), 1 << 22)
+    entries = pinned.info.max_entries if pinned is not None else 0
+    return entries if wanted <= 2 * entries and entries <= 2 * wanted else wanted
+
+
+def young_flows(entries: int) -> int:
+    """How many flows may have begun and not be confirmed, in a NAT table of so many entries: a quarter of its flows."""
+    return max(entries // 8, 16)
+
+
+def copy_missing(before: Map, now: Map) -> int:
+    """Writes the entries of `before` that `now` does not have, while programs write into `now`; how many.
+
+    Tables of another layout have none in common. Where `now` is full, the rest has no place and is left out.
+    """
+    if (before.key_size, before.value_size) != (now.key_size, now.value_size):
+        return 0
+    there = set(now.keys())
+    copied = 0
+    for key, value in before.dump():
+        if key in there:
+            continue
+        try:
+            now.update(key, value, syscall.BPF_NOEXIST)
+        except TableFull:
+            break
+        except KernelError as error:
+            if error.errno != errno.EEXIST:  # a flow that has just begun anew
+                raise
+        else:
+            copied += 1
+    return copied
