@@ -9,7 +9,7 @@ from waggle.kernel.maps import ARRAY, HASH
 from waggle.model.objects import ObjectKey
 from waggle.plan.services import FrontendSettings, ServiceRow
 from waggle.reconcile.drift import Drift, FrontendCheck, RangeCheck, frontend_name, range_name
-from waggle.reconcile.ranges import SourceRanges
+from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import ServiceTables
 from waggle.testing.memory_map import MemoryMap
 
@@ -113,15 +113,21 @@ def test_source_ranges() -> None:
     entries = [RangeKey(64 + 96 + 8, bytes([n]) * 8, pack_address("10.0.0.0")).pack() for n in range(3)]
     table = MemoryMap(HASH, len(entries[0]), 4, 64, "wag_source_ranges")
     ranges = SourceRanges(table)
-    ranges.claim(WEB, entries[:2])
+    ranges.claim(WEB, entries[:1])
+    ranges.claim(ALL_NODES, entries[1:2])
     ranges.write()
     table.delete(entries[0])
+    table.delete(entries[1])
     table.update(entries[2], (1).to_bytes(4, "little"))
     check = RangeCheck(ranges)
     found = []
     while (part := check.step()) is not None:
         found += part
-    assert [(d.subject, d.problem) for d in found] == [("", "no Service has it"), ("Service t/web", "is missing")]
+    assert [(d.subject, d.problem) for d in found] == [
+        ("", "no Service has it"),
+        ("Service t/web", "is missing"),
+        ("every node", "is missing"),
+    ]
     check.repair(found)
     ranges.write()
     assert set(table.keys()) == set(entries[:2])

@@ -55,7 +55,7 @@ from waggle.reconcile.forwarding import enable_forwarding
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.ranges import SourceRanges
+from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.routes import PodRoute, sync_routes, unaddressed_ranges, wanted_routes
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.vips import Vips
@@ -86,9 +86,6 @@ class Source(Protocol):
 
     def problems(self) -> Sequence[Problem]:
         """What is wrong now."""
-
-
-_ALL_NODES = ObjectKey("", "all nodes")  # who needs their addresses: every Service with direct server return
 
 
 class Agent:
@@ -336,7 +333,7 @@ class Agent:
         self._ranges_due |= bool(changes.nodes or changes.service_cidrs)
         self._pods_due |= bool(changes.pods)
         if changes.nodes:
-            self.ranges.claim(_ALL_NODES, plan_nodes(self.store.nodes.values()))
+            self.ranges.claim(ALL_NODES, plan_nodes(self.store.nodes.values()))
         full = self._follow_context(bool(changes.nodes))
         self._follow_host_ports()
         self.names.stale = True

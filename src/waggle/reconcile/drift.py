@@ -16,7 +16,7 @@ from typing import NamedTuple
 from waggle.abi._generated import BACKEND_SIZE, Backend, RangeKey, Scope, ServiceFlag, ServiceKey
 from waggle.abi._generated import Service as ServiceValue
 from waggle.abi.address import ANY4, ANY6, host_port, is_ipv4, protocol_name, unpack_address
-from waggle.reconcile.ranges import SourceRanges
+from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import ServiceTables, named
 
 STEP = 256  # entries
@@ -105,7 +105,8 @@ class RangeCheck:
         return [Drift("wag_source_ranges", self._subject(key), range_name(key), "is missing", key) for key in missing]
 
     def _subject(self, key: bytes) -> str:
-        return ", ".join(f"Service {owner}" for owner in self._ranges.owners(key))
+        owners = self._ranges.owners(key)
+        return ", ".join("every node" if owner == ALL_NODES else f"Service {owner}" for owner in owners)
 
     def repair(self, drifts: Iterable[Drift]) -> None:
         """As of FrontendCheck."""

@@ -14,6 +14,8 @@ from waggle.kernel.maps import Map
 from waggle.model.objects import ObjectKey
 from waggle.reconcile.claims import Claims
 
+#: who needs the nodes' addresses: every Service with direct server return
+ALL_NODES = ObjectKey("", "all nodes")
 _ALLOWED = (1).to_bytes(4, "little")
 
 
