@@ -109,7 +109,8 @@ class AgentConfig:
     max_nat: int = _setting(
         0,
         "Size of the NAT table (two entries per translated flow); it takes memory as flows come. Default, 0: one entry "
-        "for every 64 KiB of the machine's memory.",
+        "for every 64 KiB of the machine's memory. Another size takes effect at the next start, and flows that are "
+        "there stay; one that begins in the moment of the change may be lost.",
     )
     nat_tcp_timeout: int = _setting(21600, "Seconds that a translated TCP or SCTP connection lives without a packet.")
     nat_udp_timeout: int = _setting(180, "Seconds that a translated UDP flow lives without a packet.")

@@ -19,6 +19,7 @@ import pytest
 from lab_machine import COMMAND, Lab, echo_pod, pod, service, unique_name
 from ledger import Account, LedgerLoad, Way, server_command
 
+from waggle.kernel.maps import Map
 from waggle.lab import agents, processes
 from waggle.lab.traffic import Probe
 from waggle.model.objects import ObjectKey
@@ -217,3 +218,19 @@ def test_agents_killed_again_and_again_while_they_start_lose_nothing(lab: Lab, l
     for load in loads:
         load.await_answers(10)
     settled(loads)
+
+
+def test_the_nat_table_changes_its_size(lab: Lab, loads: list[LedgerLoad]) -> None:
+    """Flows that are there lose nothing. One that begins while programs with the old table and with the
+    new one are both at work may be lost, as documented for max-nat."""
+    for size in (100_000, 20_000):
+        lab.run("up", "--set", f"max-nat={size}")
+        for number in (1, 2):
+            node = lab.layout.node(number)
+            assert Map.pinned(node.bpf / "maps" / "wag_nat").info.max_entries == size
+            assert "entries of the NAT table that was at work before" in node.log.read_text()
+        for load in loads:
+            load.await_answers(10)
+    ledger = {name: account for load in loads for name, account in load.finish().items()}
+    for name, account in ledger.items():
+        assert account.open_items + account.errors.total() <= (account.sent // 100 if "-new" in name else 0), name

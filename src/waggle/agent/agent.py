@@ -49,7 +49,6 @@ from waggle.reconcile.datapath import (
     node_addresses,
     nodeport_addresses,
     pod_title,
-    uplinks,
 )
 from waggle.reconcile.forwarding import enable_forwarding
 from waggle.reconcile.health import HealthTable, Overdue
@@ -58,6 +57,7 @@ from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.routes import PodRoute, sync_routes, unaddressed_ranges, wanted_routes
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
+from waggle.reconcile.uplinks import uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources.cni import CniService
 from waggle.sources.informer import ORIGIN as KUBERNETES
@@ -156,7 +156,7 @@ class Agent:
         """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
         begin = time.monotonic()
         self.node = node_addresses(self.config.node_ip, self._netlink)
-        self.devices = uplinks(self.config.devices, self.node, self._netlink)
+        self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
         enable_forwarding()
         self.datapath.load(self.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
@@ -597,7 +597,7 @@ class Agent:
 
     def _follow_node(self) -> None:
         node = node_addresses(self.config.node_ip, self._netlink)
-        devices = uplinks(self.config.devices, node, self._netlink)
+        devices = uplinks(self.config.devices, node.snat, self._netlink)
         if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
             log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
             with self.pods_lock:

@@ -286,6 +286,19 @@ def unpin(path: Path) -> bool:
     return True
 
 
+def map_at_work(link: Path, name: str) -> Map | None:
+    """The map with a name that the program behind a pinned link uses; None where one of them is not there."""
+    try:
+        with syscall.obj_get(link) as fd, syscall.prog_fd_by_id(syscall.link_prog_id(fd.number)) as program:
+            for number in syscall.prog_map_ids(program.number):
+                found = Map(syscall.map_fd_by_id(number))
+                if found.name == name:
+                    return found
+    except KernelError:
+        pass  # it is none of ours, or goes away
+    return None
+
+
 def open_pinned(path: Path) -> Map | None:
     """The map pinned at `path`, or None: nothing is there, or a directory."""
     try:

@@ -28,6 +28,7 @@ OBJ_GET = 7
 PROG_TEST_RUN = 10
 MAP_GET_NEXT_ID = 12
 PROG_GET_FD_BY_ID = 13
+MAP_GET_FD_BY_ID = 14
 OBJ_GET_INFO_BY_FD = 15
 PROG_QUERY = 16
 MAP_CREATE = 0
@@ -158,3 +159,8 @@ def link_prog_id(fd: int) -> int:
 def prog_fd_by_id(number: int) -> Fd:
     """A descriptor of a loaded program by its id."""
     return Fd(bpf(PROG_GET_FD_BY_ID, attr_of("III", number, 0, 0), f"program {number}"))
+
+
+def map_fd_by_id(number: int) -> Fd:
+    """A descriptor of a map by its id."""
+    return Fd(bpf(MAP_GET_FD_BY_ID, attr_of("III", number, 0, 0), f"map {number}"))

@@ -29,8 +29,8 @@ from waggle.kernel import links, maps, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.iterators import Iterator
 from waggle.kernel.links import AttachType
-from waggle.kernel.maps import Map, open_pinned
-from waggle.kernel.netlink import ARPHRD_ETHER, Netlink
+from waggle.kernel.maps import Map, map_at_work, open_pinned
+from waggle.kernel.netlink import Netlink
 from waggle.kernel.netns import netns_cookie_of_self
 from waggle.kernel.objects import BpfObject, load_pinned
 from waggle.kernel.probe import on_bpffs
@@ -39,7 +39,8 @@ from waggle.kernel.testrun import run_syscall
 from waggle.model.interface import PodInterface
 from waggle.reconcile.drift import Drift
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.nat_table import copy_missing, nat_entries, young_flows
+from waggle.reconcile.nat_table import copy_missing, nat_entries, tables_at_work, young_flows
+from waggle.reconcile.uplinks import xdp_uplinks
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ class NodeAddresses:
     ip6: str
     every: frozenset[str]
 
+    @property
+    def snat(self) -> tuple[str, ...]:
+        """Those that SNAT uses."""
+        return tuple(address for address in (self.ip4, self.ip6) if address)
+
 
 class Datapath:
     """Loads and attaches; afterwards the only writer of wag_endpoints."""
@@ -98,8 +104,9 @@ class Datapath:
         self._node: NodeAddresses | None = None
         self._lab_id = -1
         self.nat_size = 0  # entries of the NAT table
-        self._nat_before: Map | None = None  # the one that was pinned
-        self.xdp_problems: dict[str, str] = {}  # by uplink
+        self._nat_tables: list[Map] = []  # those of the programs that were at work before
+        self._xdp_refused: dict[str, str] = {}  # why XDP is not on an uplink
+        self._xdp_rests: dict[str, str] = {}  # why it is there and leaves everything to tc
         self._stale_sockets: Iterator | None = None
         self._cookies: dict[str, int] = {}  # of pods' network namespaces, by host interface
         # what wag_endpoints and wag_netns should hold, nat_used apart: (whose it is, value) by key
@@ -164,10 +171,9 @@ class Datapath:
 
     def load(self, node: NodeAddresses) -> None:
         """Loads the programs for a node with these addresses, taking over pinned maps. Attaches nothing yet."""
-        self._nat_before = open_pinned(self.map_dir / "wag_nat")
-        self.nat_size = self.config.max_nat or nat_entries(
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), self._nat_before
-        )
+        self._nat_tables = tables_at_work(self.link_dir)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.nat_size = self.config.max_nat or nat_entries(memory, open_pinned(self.map_dir / "wag_nat"))
         self._constants = self._constants_for(node)
         for name in (*OBJECTS, "xdp") if self.config.xdp != "none" else OBJECTS:
             with BpfObject.open(name) as bpf:
@@ -275,13 +281,8 @@ class Datapath:
         Not so where that table had another layout and was replaced: the programs go on with the one they know, and
         must not be replaced before the new one is full. An agent killed in between finds out the same way.
         """
-        try:
-            with syscall.obj_get(self.link_dir / "cgroup-wag_connect4") as link:
-                number = syscall.link_prog_id(link.number)
-            with syscall.prog_fd_by_id(number) as program:
-                return self.maps["wag_services"].info.id in syscall.prog_map_ids(program.number)
-        except KernelError:
-            return True  # nothing is there, or it goes away: nothing to wait for
+        at_work = map_at_work(self.link_dir / "cgroup-wag_connect4", "wag_services")
+        return at_work is None or at_work.info.id == self.maps["wag_services"].info.id
 
     def attach_sockets(self) -> None:
         """Socket-level load balancing for every process below the cgroup root."""
@@ -305,10 +306,11 @@ class Datapath:
     def take_over_flows(self) -> None:
         """Where the NAT table was replaced: what the programs wrote into the last one until the new ones were at work.
         To be called when all are attached. Blocking."""
-        before, now = self._nat_before, self.maps["wag_nat"]
-        self._nat_before = None
-        if before is not None and before.info.id != now.info.id:
-            log.info("%d flow entries were written while the NAT table changed its size", copy_missing(before, now))
+        for table in self._nat_tables:
+            if table.info.id != self.maps["wag_nat"].info.id:
+                copied = copy_missing(table, self.maps["wag_nat"])
+                log.info("took over %d entries of the NAT table that was at work before", copied)
+        self._nat_tables = []
 
     def attach_devices(self, devices: Iterable[tuple[str, int]]) -> None:
         """Puts the node programs on uplinks (name, ifindex) and takes them off all others."""
@@ -324,7 +326,7 @@ class Datapath:
         for pin in self.link_dir.glob("dev-*"):
             if pin.name not in keep:
                 links.detach(pin)
-        self.xdp_problems = {}
+        self._xdp_refused = {}
         if self.config.xdp != "none":
             for name, ifindex in wanted.items():
                 self._attach_xdp(name, ifindex)
@@ -345,18 +347,22 @@ class Datapath:
                 errno.EBUSY: "another XDP program is there: `ip link show` names it",
                 errno.EINVAL: "the driver refuses, often for an MTU above a page or for queues: see `dmesg`",
             }.get(error.errno, str(error))
-            self.xdp_problems[name] = f"no XDP, tc does all the work: {hint}"
+            self._xdp_refused[name] = f"no XDP, tc does all the work: {hint}"
+
+    @property
+    def xdp_problems(self) -> dict[str, str]:
+        """Why XDP does nothing on an uplink, by its name."""
+        return self._xdp_rests | self._xdp_refused
 
     def follow_uplinks(self, devices: Iterable[tuple[str, int]]) -> None:
-        """Tells the XDP program where it runs, and under which addresses."""
+        """Tells the XDP program where it works, and under which addresses. Elsewhere it leaves all to tc."""
         table = self.maps["wag_uplinks"]
-        wanted = {}
+        macs: dict[int, bytes] = {}
+        self._xdp_rests = {}
         if self.config.xdp != "none":
             with Netlink() as host:
-                for name, ifindex in devices:
-                    if name not in self.xdp_problems:
-                        mac = host.link_by_index(ifindex).mac
-                        wanted[ifindex.to_bytes(4, "little")] = Uplink(bytes.fromhex(mac.replace(":", ""))).pack()
+                macs, self._xdp_rests = xdp_uplinks(devices, host.links())
+        wanted = {index.to_bytes(4, "little"): Uplink(mac).pack() for index, mac in macs.items()}
         for key, _ in table.dump():
             if key not in wanted:
                 table.delete(key)
@@ -366,7 +372,7 @@ class Datapath:
         """Whether the node programs are on these uplinks. One that went and came back has none, whatever its index."""
         for name, ifindex in devices:
             pins = [self.link_dir / f"dev-{pin_name(name)}-{direction}" for direction in DEVICE_HOOKS]
-            if self.config.xdp != "none" and name not in self.xdp_problems:
+            if self.config.xdp != "none" and name not in self._xdp_refused:
                 pins.append(self._xdp_pin(name))
             for pin in pins:
                 try:
@@ -631,21 +637,3 @@ def node_addresses(config_ips: Iterable[str], netlink: Netlink) -> NodeAddresses
             if not chosen[version] and (device in defaults or (not prefer_default and not config_ips)):
                 chosen[version] = text
     return NodeAddresses(chosen[4], chosen[6], frozenset(every))
-
-
-def uplinks(configured: Iterable[str], node: NodeAddresses, netlink: Netlink) -> list[tuple[str, int]]:
-    """(name, ifindex) of the interfaces that serve NodePorts: those configured, or those with a default route or one
-    of the node's SNAT addresses. KernelError names a configured interface that does not exist."""
-    by_name = {link.name: link for link in netlink.links()}
-    names = list(configured)
-    for name in names:
-        if name not in by_name:
-            raise KernelError(f"devices: interface {name} does not exist")
-        if by_name[name].type != ARPHRD_ETHER:
-            raise KernelError(f"devices: {name} has no Ethernet header, which the programs on uplinks need")
-    if not names:
-        names = [name for name in netlink.default_route_devices() if name in by_name]
-        indices = {link.index: link.name for link in by_name.values()}
-        names += [indices[a.ifindex] for a in netlink.addresses() if str(a.ip) in (node.ip4, node.ip6)]
-    # tunnels without an Ethernet header (WireGuard, tun, PPP) are left to the stack, loopback too
-    return sorted({(name, by_name[name].index) for name in names if by_name[name].type == ARPHRD_ETHER})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 from waggle.errors import KernelError, TableFull
 from waggle.kernel import syscall
-from waggle.kernel.maps import Map
+from waggle.kernel.maps import Map, map_at_work
 
 
 def nat_entries(memory: int, pinned: Map | None = None) -> int:
@@ -22,6 +23,16 @@ def nat_entries(memory: int, pinned: Map | None = None) -> int:
 def young_flows(entries: int) -> int:
     """How many flows may have begun and not be confirmed, in a NAT table of so many entries: a quarter of its flows."""
     return max(entries // 8, 16)
+
+
+def tables_at_work(links: Path) -> list[Map]:
+    """The NAT tables of the programs behind pinned links: several where an agent was killed while it replaced one."""
+    found: dict[int, Map] = {}
+    for link in [*links.glob("dev-*"), *links.glob("pod-*")]:
+        table = map_at_work(link, "wag_nat")
+        if table is not None:
+            found.setdefault(table.info.id, table)
+    return list(found.values())
 
 
 def copy_missing(before: Map, now: Map) -> int:
