@@ -137,6 +137,15 @@ def test_flows_outlive_the_setting(node: Machine, v: int) -> None:
 
 @both
 @each
+def test_the_other_node_knows_first_that_a_service_is_forwarded_so(node: Machine, v: int, make, name: str) -> None:
+    """Or has a flow from when it was."""
+    node.add_service(VIP[v], 80, name, [(A[v], 8080)])
+    out = node.run("wag_node_ingress", wrapped(v, make(CLIENT[v], 1000, VIP[v], 80), A[v]))
+    assert ends(out.packet) == f"{name} {at(CLIENT[v], 1000)} > {at(A[v], 8080)} ttl 63"
+
+
+@both
+@each
 def test_the_backends_node_answers_itself(node: Machine, v: int, make, name: str) -> None:
     node.add_service(VIP[v], 80, name, [(A[v], 8080), (REMOTE[v], 8080)], flags=DSR)
     asked = wrapped(v, make(CLIENT[v], 1000, VIP[v], 80), A[v])
@@ -233,7 +242,7 @@ def test_what_does_not_fit_with_the_header(node: Machine, v: int) -> None:
 @both
 def test_what_is_not_taken_out(node: Machine, v: int) -> None:
     """A tunnel of somebody else's goes where it is sent."""
-    node.add_service(VIP[v], 80, "TCP", [(A[v], 8080)])  # SNAT: nobody sends it here in a tunnel
+    node.add_service(VIP[v], 80, "TCP", [(B[v], 8080)])  # neither forwarded so, nor with that backend
     node.add_service(VIP[v], 81, "TCP", [(B[v], 8080)], flags=DSR)
     for inner in (
         tcp(CLIENT[v], 1000, VIP[v], 80),

@@ -84,14 +84,12 @@ static __noinline int wag_tunnel_read(wag_ctx *ctx, struct wag_packet *packet, s
 	return wag_tunnel_ports(ctx, inner, off, ext.frag_off & bpf_htons(0xfff8), ext.id);
 }
 
-/* The Service that the packet inside is for, where it is one of those that send packets so. */
+/* The Service that the packet inside is for. */
 WAG_INLINE struct wag_service *wag_tunnel_service(const struct wag_tuple *inner)
 {
 	struct wag_service *service = wag_service_find(&inner->dst, inner->dport, inner->proto);
 
-	if (!service)
-		service = wag_service_find_nodeport(&inner->dst, inner->dport, inner->proto);
-	return service && (service->flags & WAG_SERVICE_DSR) ? service : NULL;
+	return service ? service : wag_service_find_nodeport(&inner->dst, inner->dport, inner->proto);
 }
 
 struct wag_port_search {
@@ -113,18 +111,17 @@ static long wag_port_matches(__u32 i, struct wag_port_search *search)
 	return search->found;
 }
 
-/* The port that the Service has at this backend, into scratch->to.dport; 0: it is none of its backends. */
-static __noinline int wag_tunnel_port(struct wag_service *service, struct wag_tuple *to)
+/* The port that the Service has at this backend, in network byte order; 0: it is none of its backends. */
+static __noinline int wag_tunnel_port(struct wag_service *service, struct wag_addr *backend)
 {
 	struct wag_port_search search = {};
 
-	if (!service || !to)
+	if (!service || !backend)
 		return 0;
-	search.addr = to->dst;
+	search.addr = *backend;
 	search.offset = service->offset;
 	bpf_loop(service->count + service->draining, wag_port_matches, &search, 0);
-	to->dport = search.port;
-	return search.found;
+	return search.found ? search.port : 0;
 }
 
 /* Takes the packet out. */
@@ -147,7 +144,8 @@ WAG_INLINE int wag_tunnel_accept(wag_ctx *ctx, struct wag_packet *packet, struct
 
 	if (!wag_service_admits(service, &packet->tuple.src))
 		return WAG_REASON_SOURCE_RANGE;
-	if (packet->later_fragment || !wag_tunnel_port(service, &scratch->to))
+	scratch->to.dport = wag_tunnel_port(service, &scratch->to.dst);
+	if (packet->later_fragment || !scratch->to.dport)
 		return WAG_REASON_STALE_BACKEND;
 	if (wag_addr_equal(&scratch->to.src, &scratch->to.dst)) {
 		/* a pod that asked another node, and is answered by itself */
@@ -188,7 +186,11 @@ static __noinline int wag_tunnel_receive(wag_ctx *ctx, struct wag_packet *packet
 	nat = bpf_map_lookup_elem(&wag_nat, &scratch->to);
 	if (nat && (!(nat->flags & WAG_NAT_FORWARD) || !wag_addr_equal(&nat->to.dst, &backend)))
 		nat = NULL;
-	if (!service && !nat)
+	/*
+	 * Whether a Service is forwarded so is the other node's to say: it may learn of a change first, and has flows from
+	 * before. What no other node would have sent is somebody else's tunnel.
+	 */
+	if (!nat && (!service || (!(service->flags & WAG_SERVICE_DSR) && !wag_tunnel_port(service, &backend))))
 		return WAG_NEXT;
 	if (wag_tunnel_open(ctx, packet) || wag_parse(ctx, packet, packet->hook) != WAG_PARSE_OK)
 		return wag_drop(packet, WAG_REASON_MALFORMED);
