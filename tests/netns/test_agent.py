@@ -378,7 +378,6 @@ def test_tables_change_their_size(node: AgentNode) -> None:
         listed = node.waggle("map", "list", "--bpf-root", str(node.bpf_root), "-o", "json", cgroup=False).stdout
         found = {row["name"]: row["maxEntries"] for row in json.loads(listed)}
         assert {n: found[f"wag_{n.removeprefix('max_')}"] for n in sizes} == sizes
-        assert "0 flow entries were written while the NAT table changed its size" in node.log.read_text()
         assert frontends(node) == served and works(node)
         assert node.get("/status")["problems"] == []
         node.stop(agent)

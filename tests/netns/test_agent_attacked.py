@@ -371,11 +371,11 @@ def test_address_moves_while_pods_come_and_go(node: AgentNode) -> None:
         for old, new in itertools.pairwise(addresses):
             move_address(node, old, new)
             time.sleep(0.4)
+        node.until(lambda: pods.done > 20)
     finally:
         pods.ended.set()
         pods.join()
     node.until(lambda: node.get("/status")["addresses"]["ipv4"] == addresses[-1])
-    assert pods.done > 20
     assert pod_faults(node) == []
     assert " WARNING " not in node.log.read_text()
 

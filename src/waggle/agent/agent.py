@@ -555,7 +555,7 @@ class Agent:
                 log.warning("cannot look for labs: %s", error)
             try:
                 if not self.kernel_sweeps:
-                    await asyncio.to_thread(self.datapath.sweep)
+                    self.kernel_sweeps = await asyncio.to_thread(self.datapath.sweep)
             except (WaggleError, OSError) as error:
                 log.warning("cannot sweep the NAT table: %s", error)
 

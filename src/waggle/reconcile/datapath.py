@@ -202,7 +202,8 @@ class Datapath:
     def start_sweeping(self) -> bool:
         """Starts the kernel's own sweep over the NAT table, or gives it the code of this version.
 
-        False on a kernel without work queues for BPF (before v6.10): `sweep` has to be called every SWEEP_SECONDS.
+        False where it does not, as on a kernel without work queues for BPF (before v6.10): `sweep` has to be called
+        every SWEEP_SECONDS.
         """
         for wanted in ({"wag_sweep_start", "wag_sweep_now"}, {"wag_sweep_now"}):
             with BpfObject.open("sweep") as bpf:
@@ -220,12 +221,15 @@ class Datapath:
                 failed = start_sweeping(self._programs["wag_sweep_start"])
                 if not failed:
                     return True
-                log.warning("the kernel's own sweep over the NAT table does not start: %s", os.strerror(-failed))
+                log.warning("the kernel's own sweep over the NAT table does not start yet: %s", os.strerror(-failed))
+                return False
         return False
 
-    def sweep(self) -> None:
-        """Takes flows out of the NAT table whose time is over. Blocking."""
+    def sweep(self) -> bool:
+        """Takes flows out of the NAT table whose time is over. True where the kernel goes on by itself from now on.
+        Blocking."""
         run_syscall(self._programs["wag_sweep_now"], bytes(8))
+        return "wag_sweep_start" in self._programs and not start_sweeping(self._programs["wag_sweep_start"])
 
     def _sizes(self) -> dict[str, int]:
         return {
@@ -558,13 +562,23 @@ class Datapath:
 
 
 def start_sweeping(program: Fd) -> int:
-    """Runs wag_sweep_start; 0, or a negative errno. The kernel takes memory for it without waiting, which may fail."""
+    """Runs wag_sweep_start; 0, or a negative errno.
+
+    The kernel takes memory for it without waiting. It may have none at hand on one CPU for a long time (v6.18,
+    kmalloc_nolock), so every CPU is asked.
+    """
     failed = 0
-    for _ in range(20):
-        failed = ctypes.c_int32(run_syscall(program, bytes(8))).value
-        if not failed:
-            break
-        time.sleep(0.01)
+    allowed = os.sched_getaffinity(0)
+    cpus = sorted(allowed)
+    try:
+        for attempt in range(20):
+            os.sched_setaffinity(0, {cpus[attempt % len(cpus)]})
+            failed = ctypes.c_int32(run_syscall(program, bytes(8))).value
+            if not failed:
+                break
+            time.sleep(0.01)
+    finally:
+        os.sched_setaffinity(0, allowed)
     return failed
 
 
