@@ -15,6 +15,8 @@ fi
 if ! grep -qs ' /sys/fs/bpf bpf ' /proc/mounts; then
 	mount -t bpf bpf /sys/fs/bpf || { echo "waggle: no bpffs at /sys/fs/bpf and it cannot be mounted" >&2; exit 1; }
 fi
-echo "==> tests with packets, namespaces, agents and the lab"
-.venv/bin/python -m pytest -q tests/bpf tests/netns "$@" || status=1
+echo "==> tests of the programs, with packets as data"
+.venv/bin/python -m pytest -q -n 2 tests/bpf "$@" || status=1
+echo "==> tests with namespaces, agents and the lab"
+.venv/bin/python -m pytest -q --durations=10 tests/netns "$@" || status=1
 exit $status
