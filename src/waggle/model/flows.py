@@ -64,7 +64,8 @@ class Expected(NamedTuple):
 class _Flow:
     becomes: Tuple
     of_service: bool
-    closing: bool = False
+    closing: bool = False  # the client has sent a FIN
+    reset: bool = False  # the client's last packet was a reset; whoever goes on after one has seen that it was none
     inside: bool = False
 
 
@@ -146,13 +147,16 @@ class Flows:
         flow = self._flows.get(packets)
         return flow is not None and (packets == reply or flow.becomes.reversed() == reply)
 
-    def saw(self, packet: Packet, expected: Expected, becomes: Tuple | None, *, ends: bool, now: float) -> None:
-        """Remembers what happened to a packet. `becomes` None: it was dropped or rejected. `ends`: TCP's FIN or RST."""
+    def saw(
+        self, packet: Packet, expected: Expected, becomes: Tuple | None, *, fin: bool, reset: bool, now: float
+    ) -> None:
+        """Remembers what happened to a packet. `becomes` None: it was dropped or rejected. `fin`, `reset`: of TCP."""
         tuple_ = Tuple(packet.protocol, packet.source, packet.destination)
         if not expected.is_new:
             flow = self._flows.get(tuple_)
-            if flow is not None and ends:
-                flow.closing = True
+            if flow is not None:
+                flow.closing |= fin
+                flow.reset = reset
             return
         if becomes is None:
             if expected.decision.reason in BESIDE_FRONTENDS and tuple_ in self._flows:
@@ -203,7 +207,7 @@ def _stays(flow: _Flow, packet: Packet, decision: Decision) -> bool:
     """Whether a flow goes on to the backend it has. Connections do, whatever became of it."""
     if not packet.begins:
         return True
-    if flow.closing:
+    if flow.closing or flow.reset:
         return False  # the port is used again
     return decision.keeps is None or flow.becomes.destination in decision.keeps
 

@@ -158,15 +158,15 @@ class Comparison:
         if not packet.begins and self.flows.was_left(flow):
             return  # no client goes on with a connection that it has begun anew
         expected = self.flows.expect(self.cluster(packet), self.local, packet, arrival, self.now)
-        ends = flow.protocol == "TCP" and bool(frame.flags & (FIN | RST))
-        if ends and expected.is_new and (frame.ttl <= 1 or self.xdp):
+        fin, reset = (flow.protocol == "TCP" and bool(frame.flags & flag) for flag in (FIN, RST))
+        if (fin or reset) and expected.is_new and (frame.ttl <= 1 or self.xdp):
             return  # what is remembered of it cannot be seen; XDP and tc may both have seen it
         became = self._run(_PROGRAMS[arrival], frame, expected, packet, arrival)
         if became is EXPIRED and expected.is_new:
             # the flow has begun; what it became shows when its packets come through
             frame = replace(frame, ttl=64)
             became = self._run(_PROGRAMS[arrival], frame, expected, packet, arrival)
-        self.flows.saw(packet, expected, None if became is EXPIRED else became, ends=ends, now=self.now)
+        self.flows.saw(packet, expected, None if became is EXPIRED else became, fin=fin, reset=reset, now=self.now)
         to_pod = place(self.local, flow.destination.address) is Place.POD
         if arrival is Arrival.WIRE and to_pod and became == flow and self._is_outside(flow.source):
             self.flows.spare(packet)
