@@ -266,6 +266,7 @@ def test_a_drop_is_also_an_event(node):
     from waggle.abi._generated import Event, EventKind, Reason
     from waggle.kernel.ringbuf import RingBuffer
 
+    node.summed = False
     node.add_service(VIP[4], 80, "TCP", [])
     ring = RingBuffer(node.maps["wag_events_rb"])
     node.run("wag_pod_egress", tcp(A[4], 1000, VIP[4], 80))

@@ -55,6 +55,7 @@ def test_a_connection_to_nothing_is_reset(node: Machine, v: int, hook: str) -> N
     ],
 )
 def test_what_a_reset_acknowledges(node: Machine, v: int, flags: str, payload: bytes, answer: tuple) -> None:
+    node.summed = False
     node.add_service(VIP[v], 80, "TCP", [])
     layer = TCP(sport=1000, dport=80, flags=flags, seq=1000, ack=555 if "A" in flags else 0)
     out = node.run("wag_pod_egress", build(A[v], VIP[v], layer, payload=payload))
@@ -65,6 +66,7 @@ def test_what_a_reset_acknowledges(node: Machine, v: int, flags: str, payload: b
 
 @both
 def test_options_are_stepped_over(node: Machine, v: int) -> None:
+    node.summed = False
     node.add_service(VIP[v], 80, "TCP", [])
     layer = TCP(sport=1000, dport=80, flags="S", seq=1000, options=[("MSS", 1460), ("SAckOK", ""), ("WScale", 7)])
     out = node.run("wag_pod_egress", build(A[v], VIP[v], layer, payload=b""))
@@ -82,6 +84,7 @@ def test_a_reset_is_not_answered(node: Machine, v: int) -> None:
 @hooks
 @pytest.mark.parametrize("size", [0, 5, 1200])
 def test_a_datagram_to_nothing_is_unreachable(node: Machine, v: int, hook: str, size: int) -> None:
+    node.summed = False
     node.add_service(VIP[v], 53, "UDP", [])
     source = client_of(hook, v)
     out = node.run(f"wag_{hook}", udp(source, 1000, VIP[v], 53, payload=b"x" * size))
@@ -105,6 +108,7 @@ def test_a_datagram_to_nothing_is_unreachable(node: Machine, v: int, hook: str, 
 
 
 def test_a_datagram_with_ip_options_is_quoted_with_them(node: Machine) -> None:
+    node.summed = False
     from scapy.layers.inet import IPOption_Router_Alert
 
     node.add_service(VIP[4], 53, "UDP", [])
@@ -247,6 +251,7 @@ def test_each_new_flow_begins_the_time_anew(node: Machine) -> None:
 @both
 @hooks
 def test_a_udp_flow_is_left_alone_when_nothing_serves_any_more(node: Machine, v: int, hook: str) -> None:
+    node.summed = False
     source = client_of(hook, v)
     node.add_service(VIP[v], 53, "UDP", [(B[v], 5353)])
     first = node.run(f"wag_{hook}", udp(source, 1000, VIP[v], 53))

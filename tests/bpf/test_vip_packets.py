@@ -99,6 +99,7 @@ def outcome(machine: Machine, hook: str, packet: bytes) -> Beyond:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
 def test_as_the_model_says(services: Machine, v: int, hook: str, kind: str, place: str) -> None:
+    services.summed = False
     packet = KINDS[kind](SENDERS[hook][v], PLACES[place][v])
     expected = beyond_frontends(
         PLACES[place][v],
@@ -131,6 +132,7 @@ def test_as_the_model_says(services: Machine, v: int, hook: str, kind: str, plac
 )
 def test_what_the_model_says(services: Machine, place: str, kind: str, expected: str) -> None:
     """The rule itself, written out once."""
+    services.summed = False
     assert outcome(services, "pod_egress", KINDS[kind](A[4], PLACES[place][4])) == expected
 
 
@@ -205,6 +207,7 @@ def test_a_reset_from_an_undefined_port(services: Machine, v: int, hook: str) ->
 @both
 def test_without_ranges_nothing_is_dropped(services: Machine, v: int) -> None:
     """And without cluster addresses outside of them, no address is looked up."""
+    services.summed = False
     services.set_service_ranges()
     for place, kind in ((FREE, "udp"), (FREE, "ping"), (VIP, "udp"), (STRAY, "tcp")):
         assert outcome(services, "pod_egress", KINDS[kind](A[v], place[v])) is Beyond.PASS

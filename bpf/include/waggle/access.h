@@ -36,6 +36,20 @@ WAG_INLINE long wag_store(wag_ctx *ctx, __u32 off, const void *from, __u32 size)
 	return bpf_skb_store_bytes(ctx, off, from, size, 0);
 }
 
+/*
+ * A card may have added up the whole packet (CHECKSUM_COMPLETE), and the stack goes by that. What changes bytes that no
+ * checksum inside makes up for has to be told: by this, instead of wag_store, or by wag_sum_changes.
+ */
+WAG_INLINE long wag_store_summed(wag_ctx *ctx, __u32 off, const void *from, __u32 size)
+{
+	return bpf_skb_store_bytes(ctx, off, from, size, BPF_F_RECOMPUTE_CSUM);
+}
+
+WAG_INLINE void wag_sum_changes(wag_ctx *ctx, __s64 diff)
+{
+	bpf_csum_update(ctx, (__u32)diff);
+}
+
 /* Adds `diff` (of bpf_csum_diff) to the checksum of an IP header. */
 WAG_INLINE long wag_fix_l3(wag_ctx *ctx, __u32 off, __s64 diff)
 {
@@ -66,6 +80,16 @@ WAG_INLINE long wag_load(wag_ctx *ctx, __u32 off, void *to, __u32 size)
 WAG_INLINE long wag_store(wag_ctx *ctx, __u32 off, const void *from, __u32 size)
 {
 	return bpf_xdp_store_bytes(ctx, off, (void *)from, size);
+}
+
+/* No sum comes with the packet. */
+WAG_INLINE long wag_store_summed(wag_ctx *ctx, __u32 off, const void *from, __u32 size)
+{
+	return wag_store(ctx, off, from, size);
+}
+
+WAG_INLINE void wag_sum_changes(wag_ctx *ctx, __s64 diff)
+{
 }
 
 WAG_INLINE long wag_fix_l4(wag_ctx *ctx, __u32 off, __u64 from, __u64 to, __u64 flags)

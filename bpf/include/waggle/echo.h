@@ -67,7 +67,7 @@ WAG_INLINE int wag_echo_turn_round(wag_ctx *ctx, const struct wag_packet *packet
 	struct wag_addr pair[2] = { packet->tuple.dst, packet->tuple.src };
 
 	return wag_echo_turn_type(ctx, packet, WAG_ECHO6_REQUEST, WAG_ECHO6_REPLY) ||
-	       bpf_skb_store_bytes(ctx, WAG_L3_OFF + offsetof(struct ipv6hdr, hop_limit), &ttl, 1, 0) ||
+	       wag_store_summed(ctx, WAG_L3_OFF + offsetof(struct ipv6hdr, hop_limit), &ttl, 1) ||
 	       bpf_skb_store_bytes(ctx, WAG_L3_OFF + offsetof(struct ipv6hdr, saddr), pair, sizeof(pair), 0) ||
 	       wag_reply_eth(ctx);
 }

@@ -40,6 +40,7 @@ WAG_INLINE int wag_hop(wag_ctx *ctx, struct wag_packet *packet, const void *dest
 		if ((void *)(ip + 1) > end)
 			return -1;
 		ip->hop_limit--;
+		wag_sum_changes(ctx, (__u16)~bpf_htons(1)); /* IPv4 has the sum of its header to make up for it */
 	}
 	if (dest) {
 		__builtin_memcpy(eth->h_dest, dest, 6);

@@ -311,7 +311,7 @@ WAG_INLINE int wag_write_ip(wag_ctx *ctx, bool v4, __u8 proto, __u16 size, const
 		};
 
 		ip.check = wag_csum_fold(bpf_csum_diff(NULL, 0, (void *)&ip, sizeof(ip), 0));
-		return wag_store(ctx, WAG_L3_OFF, &ip, sizeof(ip));
+		return wag_store_summed(ctx, WAG_L3_OFF, &ip, sizeof(ip));
 	}
 	struct ipv6hdr ip6 = {
 		.version = 6,
@@ -322,7 +322,7 @@ WAG_INLINE int wag_write_ip(wag_ctx *ctx, bool v4, __u8 proto, __u16 size, const
 
 	__builtin_memcpy(&ip6.saddr, src, 16);
 	__builtin_memcpy(&ip6.daddr, dst, 16);
-	return wag_store(ctx, WAG_L3_OFF, &ip6, sizeof(ip6));
+	return wag_store_summed(ctx, WAG_L3_OFF, &ip6, sizeof(ip6));
 }
 
 #endif

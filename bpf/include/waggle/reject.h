@@ -73,7 +73,7 @@ static __noinline int wag_reply_reset(wag_ctx *ctx, struct wag_packet *packet)
 		 (packet->eth_proto == bpf_htons(ETH_P_IP) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 	return bpf_skb_change_tail(ctx, l4_off + sizeof(reset), 0) || wag_reply_eth(ctx) ||
 	       wag_reply_ip(ctx, packet, IPPROTO_TCP, sizeof(reset)) ||
-	       bpf_skb_store_bytes(ctx, l4_off, &reset, sizeof(reset), 0);
+	       wag_store_summed(ctx, l4_off, &reset, sizeof(reset));
 }
 
 static __noinline int wag_reply_error(wag_ctx *ctx, struct wag_packet *packet)
@@ -111,7 +111,7 @@ static __noinline int wag_reply_error(wag_ctx *ctx, struct wag_packet *packet)
 	return bpf_skb_change_tail(ctx, WAG_L3_OFF + quoted, 0) ||
 	       bpf_skb_adjust_room(ctx, head, BPF_ADJ_ROOM_MAC, 0) || wag_reply_eth(ctx) ||
 	       wag_reply_ip(ctx, packet, v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6, 8 + quoted) ||
-	       bpf_skb_store_bytes(ctx, WAG_L3_OFF + head - 8, message, 8, 0);
+	       wag_store_summed(ctx, WAG_L3_OFF + head - 8, message, 8);
 }
 
 /* Multicast and broadcast are not answered. */

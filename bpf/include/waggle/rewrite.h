@@ -40,7 +40,7 @@ WAG_INLINE int wag_rewrite_sctp(wag_ctx *ctx, const struct wag_packet *packet, c
 	if (packet->is_fragment ||
 	    wag_fix_sctp(ctx, packet->l4_off, packet->size - (packet->l4_off - WAG_L3_OFF), diff))
 		return -1;
-	return wag_store(ctx, packet->l4_off, &to->sport, 4);
+	return wag_store_summed(ctx, packet->l4_off, &to->sport, 4);
 }
 
 /* Identifier and checksum of an echo; that of ICMPv6 takes in the addresses. */
@@ -132,6 +132,8 @@ static __noinline int wag_rewrite(wag_ctx *ctx, struct wag_packet *packet, const
 	} else {
 		if (wag_store(ctx, WAG_L3_OFF + offsetof(struct ipv6hdr, saddr), &to->src, 32))
 			return -1;
+		/* wag_fix_l4 believes that the sum of an IP header has changed by as much, as that of IPv4 does */
+		wag_sum_changes(ctx, addresses);
 	}
 	packet->tuple = *to;
 	return 0;

@@ -62,7 +62,7 @@ WAG_INLINE long wag_fix_sctp(wag_ctx *ctx, __u32 off, __u32 size, __u32 diff)
 		return 0;
 	bpf_loop(16, wag_crc32c_step, &shift, 0);
 	check ^= shift.crc;
-	return wag_store(ctx, off + WAG_SCTP_CHECK, &check, sizeof(check));
+	return wag_store_summed(ctx, off + WAG_SCTP_CHECK, &check, sizeof(check));
 }
 
 #endif

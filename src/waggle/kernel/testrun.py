@@ -22,16 +22,24 @@ class TestRun:
     mark: int = 0
 
 
-def run_packet(program: Fd, packet: bytes, *, repeat: int = 1, ifindex: int = 0, mark: int = 0) -> TestRun:
+_CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+
+
+def run_packet(
+    program: Fd, packet: bytes, *, repeat: int = 1, ifindex: int = 0, mark: int = 0, summed: bool = False
+) -> TestRun:
     """Runs a tc program on a packet that begins with its Ethernet header.
 
-    `ifindex` becomes skb->ifindex and ingress_ifindex, `mark` skb->mark (struct __sk_buff; with an ifindex).
+    `ifindex` becomes skb->ifindex and ingress_ifindex, `mark` skb->mark (struct __sk_buff; with an ifindex). `summed`:
+    as from a card that has added up the whole packet (CHECKSUM_COMPLETE, kernel v6.17); KernelError with EBADMSG where
+    the program leaves that sum wrong.
     """
     context = bytearray(192)
     struct.pack_into("=I", context, 8, mark)
     struct.pack_into("=I", context, 36, ifindex)  # __sk_buff.ingress_ifindex
     struct.pack_into("=I", context, 40, ifindex)  # __sk_buff.ifindex
-    verdict, out, duration, after = _run(program, packet, bytes(context) if ifindex else b"", repeat)
+    flags = _CHECKSUM_COMPLETE if summed else 0
+    verdict, out, duration, after = _run(program, packet, bytes(context) if ifindex else b"", repeat, flags)
     return TestRun(verdict, out, duration, struct.unpack_from("=I", after, 8)[0] if ifindex else 0)
 
 
@@ -42,14 +50,14 @@ def run_xdp(program: Fd, packet: bytes, *, repeat: int = 1, ifindex: int = 0) ->
     return TestRun(verdict, out, duration)
 
 
-def _run(program: Fd, packet: bytes, context: bytes, repeat: int) -> tuple[int, bytes, int, bytes]:
+def _run(program: Fd, packet: bytes, context: bytes, repeat: int, flags: int = 0) -> tuple[int, bytes, int, bytes]:
     """(return value, packet, nanoseconds per repetition, context) afterwards."""
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(len(packet) + 256)
     argument = ctypes.create_string_buffer(context, len(context) or 1)
     at = ctypes.addressof(argument) if context else 0
     attr = attr_of(
-        "IIIIQQIIIIQQ",
+        "IIIIQQIIIIQQI",
         program.number,
         0,
         len(packet),
@@ -62,6 +70,7 @@ def _run(program: Fd, packet: bytes, context: bytes, repeat: int) -> tuple[int, 
         len(context),
         at,
         at,
+        flags,
         size=80,
     )
     bpf(syscall.PROG_TEST_RUN, attr, "test run")

@@ -8,6 +8,7 @@ fd00:10:244:3::/64 takes packets of 1400 bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import struct
@@ -40,6 +41,7 @@ from waggle.abi._generated import (
     VipFlag,
 )
 from waggle.abi.address import PROTOCOLS, pack_address
+from waggle.errors import KernelError
 from waggle.kernel import maps
 from waggle.kernel.maps import Map
 from waggle.kernel.netns import call_in_netns
@@ -90,6 +92,10 @@ def _earlier(time_ns: int, seconds: int) -> int:
     return (time_ns - seconds * 10**9) % (1 << 64)
 
 
+class WrongSum(AssertionError):
+    """A program has changed a packet and not the sum that came with it."""
+
+
 class Machine:
     """Programs and maps of one node; nothing is pinned or attached."""
 
@@ -109,6 +115,10 @@ class Machine:
         self.maps: dict[str, Map] = {}
         self._node_ips = {"wag_node_ip4": node4, "wag_node_ip6": node6}
         self._revision = 0
+        #: whether packets come with the sum of a card (CHECKSUM_COMPLETE), which has to be right afterwards; an answer
+        #: has none, since the kernel forgets it where a packet is cut
+        self.summed = True
+        self._can_sum = True
         self._next_backend = 0
         try:
             self._make_netns()
@@ -175,6 +185,7 @@ class Machine:
 
     def reset(self) -> None:
         """Empties every map: as new, without the time that loading takes."""
+        self.summed = True
         for item in self.maps.values():
             match item.info.type:
                 case maps.HASH | maps.LRU_HASH | maps.LPM_TRIE:
@@ -342,6 +353,15 @@ class Machine:
         code = self.programs[program]
         if program.startswith("wag_xdp"):
             return run_xdp(code, packet, repeat=repeat, ifindex=self.uplink)
+        if self.summed and self._can_sum and repeat == 1:
+            try:
+                return run_packet(code, packet, ifindex=self.uplink, mark=mark, summed=True)
+            except KernelError as error:
+                if error.errno == errno.EBADMSG:
+                    raise WrongSum(f"{program} left the sum over the packet wrong: {packet.hex()}") from error
+                if error.errno != errno.EINVAL:
+                    raise
+                self._can_sum = False  # a kernel before v6.17
         return run_packet(code, packet, repeat=repeat, ifindex=self.uplink, mark=mark)
 
     def inside(self, function: Callable[[], T]) -> T:
