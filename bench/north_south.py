@@ -3,13 +3,15 @@
     wire: generator ─ eth0 ─── eth0: node        a frame to the NodePort goes in, and comes out on the same interface
           backend                                with the backend as its target and, with SNAT, the node as its source
 
-The generator sends past every queue and stays on one CPU, and a veth hands a frame over within the call: generator and
-node share that core, and the mode `floor`, a frame that the node drops at once, says what the generator takes of it.
-What came out is counted, not what was sent.
+The generator makes frames as a card's driver has them, pages that have no socket buffer yet, and the node's interface
+polls for them (NAPI, with GRO, as cards do). All of it is on one CPU: generator and node share that core, and the mode
+`floor`, a frame that the node's XDP drops at once, says what the generator takes of it. What came out is counted, not
+what was sent.
 
 Before it counts, every flow is sent once and answered, so that connection tracking knows it in both directions. Then
 the backend's link-layer address is changed to one that nobody has: frames go the whole way through the node, and what
-comes out is dropped by the other side as early as it can be.
+comes out is dropped by the other side as early as it can be: by XDP what XDP sends, by the stack's first look at the
+address what comes as a socket buffer.
 """
 
 from __future__ import annotations
@@ -65,13 +67,13 @@ class Mode:
     agent: Mapping[str, object] | None = None
     hook: str = "TCX_INGRESS"
     to: str = target(_NODE, NODE_PORT)
-    dropped: bool = False
+    dropped: bool = False  # by XDP on the node
     answered: bool = True  # through the node
 
 
 #: By name. Another mode of waggle is one more line with the settings that make it.
 MODES: dict[str, Mode] = {
-    "floor": Mode("generator alone: the node drops the packet", dropped=True),
+    "floor": Mode("generator alone: XDP drops the packet", dropped=True),
     "route": Mode("plain routing, no Service", to=target(_BACKEND, PORT)),
     "iptables-legacy": Mode(RULE_SETS["iptables-legacy"].title, rules="iptables-legacy"),
     "iptables-nft": Mode(RULE_SETS["iptables-nft"].title, rules="iptables-nft"),
@@ -138,6 +140,7 @@ class _Node(ABC):
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._server: subprocess.Popen[str] | None = None
+        self._links = ExitStack()
 
     @property
     @abstractmethod
@@ -155,6 +158,7 @@ class _Node(ABC):
         self.close()
 
     def close(self) -> None:
+        self._links.close()
         if self._server is not None:
             stop(self._server)
             self._server = None
@@ -171,6 +175,18 @@ class _Node(ABC):
                     f"{' and their answers' if self._mode.answered else ''}"
                 )
         self._ip(self.place, [f"neigh replace {_BACKEND_NODE} lladdr {_NOBODY} dev eth0 nud permanent"])
+        if self._mode.dropped:
+            self._give_verdict("XDP_DROP", self.place)
+        if self._mode.hook == "XDP":
+            self._links.close()
+            self._give_verdict("XDP_DROP", self.wire)
+
+    def _give_verdict(self, verdict: str, place: Place) -> None:
+        """To every frame that comes in by eth0."""
+        from waggle.testing import xdp  # rules of kube-proxy can be measured without waggle installed
+
+        for kept in xdp.give_verdict(getattr(xdp, verdict), place.netns, lambda name: name == "eth0"):
+            self._links.callback(kept.close)
 
     def forward(self, seconds: float, cpu: int | None) -> tuple[int, int, float]:
         """Frames sent, frames that came out, seconds."""
@@ -211,12 +227,12 @@ class _Node(ABC):
             ],
         )
         self.place.set_sysctl("net.ipv4.ip_forward", 1)
+        self.place.run(["ethtool", "-K", "eth0", "gro", "on"], timeout=10)
         self._server = start_server(dataclasses.replace(self.wire, addresses=(_BACKEND,)), None)
 
     def _generator(self, *options: str) -> list[str]:
-        # the node does not listen to a frame for another machine
-        to = _NOBODY if self._mode.dropped else self._mac(self.place)
-        command = [str(BIN / "packets"), "--interface", "eth0", "--from", self._mac(self.wire), "--to", to]
+        command = [str(BIN / "packets"), "--interface", "eth0", "--from", self._mac(self.wire)]
+        command += ["--to", self._mac(self.place)]
         command += ["--source", _CLIENT, "--target", self._mode.to, "--flows", str(_FLOWS)]
         return [*command, *options]
 
@@ -296,7 +312,6 @@ class _AgentNode(_Node):
         from bench.scale_node import ScaleNode  # the peers can be measured without waggle installed
 
         self._node = ScaleNode(mode.agent, f"ns-{name}")
-        self._wire_links = ExitStack()
 
     @property
     def place(self) -> Place:
@@ -329,10 +344,7 @@ class _AgentNode(_Node):
                 watch.close()
             self._node.wait("its programs are attached", lambda: bool(self._program_id()), _READY_LIMIT)
             if self._mode.hook == "XDP":
-                from waggle.testing.xdp import pass_frames
-
-                for kept in pass_frames(self.wire.netns, lambda name: name == "eth0"):
-                    self._wire_links.callback(kept.close)
+                self._give_verdict("XDP_PASS", self.wire)
         except BaseException:
             self.close()
             raise
@@ -340,7 +352,6 @@ class _AgentNode(_Node):
 
     def close(self) -> None:
         super().close()
-        self._wire_links.close()
         self._node.close()
 
     def program_ns(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from lab_machine import Lab, echo_pod, pod, service, unique_name
 from waggle.kernel.syscall import Fd
 from waggle.lab.namespaces import netns_files
 from waggle.lab.traffic import Probe
-from waggle.testing.xdp import pass_frames
+from waggle.testing.xdp import XDP_PASS, give_verdict
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")]
 
@@ -42,7 +42,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         for file in netns_files(made.layout):
             subprocess.run(["nsenter", f"--net={file}", "sh", "-c", _TX_OFF], check=True, capture_output=True)
         (switch,) = [file for file in netns_files(made.layout) if file.name.endswith("-net")]
-        kept += pass_frames(switch, lambda name: name.startswith("node"))
+        kept += give_verdict(XDP_PASS, switch, lambda name: name.startswith("node"))
         yield made
     finally:
         for one in kept:
