@@ -6,6 +6,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from waggle.testing.machine import NODE4, NODE6
@@ -62,11 +63,11 @@ def at(address: str, port: int) -> str:
 
 def check_sums(parsed: Packet) -> None:
     again = parsed.copy()
-    for kind in (IP, TCP, UDP, ICMP):
+    for kind in (IP, TCP, UDP, SCTP, ICMP):
         if kind in again:
             del again[kind].chksum
     fresh = Ether(bytes(again))
-    for kind in (IP, TCP, UDP, ICMP):
+    for kind in (IP, TCP, UDP, SCTP, ICMP):
         if kind in parsed:
             assert parsed[kind].chksum == fresh[kind].chksum, f"{kind.__name__} checksum is wrong"
 

@@ -9,7 +9,15 @@ from packets import ANY, CLIENT, NODE, REMOTE, VIP, A, B, at, both, build, check
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPerror6, IPv6
 from scapy.layers.l2 import Ether
-from scapy.layers.sctp import SCTP, SCTPChunkData, SCTPChunkInit
+from scapy.layers.sctp import (
+    SCTP,
+    SCTPChunkAbort,
+    SCTPChunkCookieAck,
+    SCTPChunkData,
+    SCTPChunkInit,
+    SCTPChunkShutdownComplete,
+)
+from scapy.packet import Packet
 
 from waggle.abi._generated import Scope, ServiceFlag
 from waggle.model.packets import End
@@ -78,6 +86,46 @@ def test_options_are_stepped_over(node: Machine, v: int) -> None:
 def test_a_reset_is_not_answered(node: Machine, v: int) -> None:
     node.add_service(VIP[v], 80, "TCP", [])
     assert node.run("wag_pod_egress", tcp(A[v], 1000, VIP[v], 80, flags="R")).verdict == DROP
+
+
+@both
+@hooks
+@pytest.mark.parametrize(
+    ("chunk", "tag", "answered"),
+    [
+        (SCTPChunkInit(init_tag=9), 9, 0),
+        (SCTPChunkData(data=b"hello"), 7, 1),
+        (SCTPChunkCookieAck(), 7, 1),
+        (SCTPChunkAbort(), 7, None),
+        (SCTPChunkShutdownComplete(), 7, None),
+    ],
+    ids=["init", "data", "cookie ack", "abort", "shutdown complete"],
+)
+def test_an_association_to_nothing_is_aborted(
+    node: Machine, v: int, hook: str, chunk: Packet, tag: int, answered: int | None
+) -> None:
+    """`answered`: whether the tag is the one that was sent."""
+    node.add_service(VIP[v], 80, "SCTP", [])
+    asked = SCTP(sport=1000, dport=80, tag=0 if chunk.name == "SCTPChunkInit" else 7) / chunk
+    out = node.run(f"wag_{hook}", build(client_of(hook, v), VIP[v], asked, payload=b""))
+    if answered is None:
+        assert out.verdict == DROP
+        return
+    assert out.verdict == REDIRECT
+    told = Ether(out.packet)
+    check_sums(told)
+    assert (told[SCTP].sport, told[SCTP].dport, told[SCTP].tag) == (80, 1000, tag)
+    assert bytes(told[SCTP].payload) == bytes([6, answered, 0, 4])
+    assert node.drops() == {("no_backend", hook): 1}
+
+
+@both
+def test_a_checksum_that_is_yet_to_be_computed_stays_so(node: Machine, v: int) -> None:
+    """Virtual interfaces carry SCTP without one: what is computed in the end is to cover zeros."""
+    node.add_service(VIP[v], 80, "SCTP", [])
+    asked = SCTP(sport=1000, dport=80, tag=0, chksum=0) / SCTPChunkInit(init_tag=9)
+    out = node.run("wag_pod_egress", build(A[v], VIP[v], asked, payload=b""))
+    assert Ether(out.packet)[SCTP].chksum == 0
 
 
 @both

@@ -10,6 +10,7 @@ from packets import CLIENT, NODE, REMOTE, VIP, A, B, at, both, build, check_sums
 from scapy.layers.inet import GRE, ICMP, IP, TCP, fragment
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Raw
 
 from waggle.model.vip import Beyond, beyond_frontends
@@ -33,9 +34,7 @@ def ping(source: str, target: str, **kwargs) -> bytes:
 
 
 def sctp(source: str, target: str) -> bytes:
-    head = {"nh" if ":" in source else "proto": 132}
-    init = bytes([3, 232, 0, 81, *bytes(8), 1, 0, 0, 4])
-    return build(source, target, Raw(init), **head)
+    return build(source, target, SCTP(sport=1000, dport=81, tag=0) / SCTPChunkInit(init_tag=9), payload=b"")
 
 
 def gre(source: str, target: str) -> bytes:

@@ -106,6 +106,8 @@ WAG_INLINE bool wag_is_echo_reply(const struct wag_tuple *tuple, __u8 type)
 }
 
 #define WAG_SCTP_INIT 1
+#define WAG_SCTP_ABORT 6
+#define WAG_SCTP_SHUTDOWN_COMPLETE 14
 
 /* Ports (and TCP flags) at packet->l4_off. A transport header cut short in a first fragment is malformed. */
 WAG_INLINE enum wag_parse wag_parse_l4(wag_ctx *ctx, struct wag_packet *packet)

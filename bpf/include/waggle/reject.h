@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Rejecting: the packet becomes its own answer and goes back where it came from. TCP is reset (RFC 9293 section
- * 3.10.7.1), everything else gets "port unreachable" (RFC 792, RFC 4443); what does not fit, or has come too far, gets
- * the error for that. Resets are never answered, nor is what was not sent to one receiver.
+ * 3.10.7.1), SCTP aborted (RFC 9260 section 8.4), as its sockets only note a "port unreachable" and go on trying;
+ * everything else gets that (RFC 792, RFC 4443); what does not fit, or has come too far, gets the error for that. Resets
+ * and aborts are never answered, nor is what was not sent to one receiver.
  */
 #ifndef WAGGLE_REJECT_H
 #define WAGGLE_REJECT_H
@@ -10,6 +11,7 @@
 #include <linux/bpf.h>
 #include "forward.h"
 #include "packet.h"
+#include "sctp.h"
 
 #define WAG_QUOTE_MAX 128 /* bytes of the rejected packet that an ICMP error can hold: headers and a little more */
 
@@ -76,6 +78,59 @@ static __noinline int wag_reply_reset(wag_ctx *ctx, struct wag_packet *packet)
 	       wag_store_summed(ctx, l4_off, &reset, sizeof(reset));
 }
 
+/* The header of a packet and of its first chunk; of an ABORT, all of it. */
+struct wag_sctp_head {
+	__be16 source;
+	__be16 dest;
+	__be32 tag;
+	__u32 check;
+	__u8 chunk;
+	__u8 flags; /* of an ABORT 1: the tag is the one that its receiver sent */
+	__be16 size;
+};
+
+static __noinline int wag_reply_abort(wag_ctx *ctx, struct wag_packet *packet)
+{
+	struct wag_sctp_head head, abort = {};
+	__u16 l4_off;
+
+	if (!packet || bpf_skb_load_bytes(ctx, packet->l4_off, &head, sizeof(head)) || head.chunk == WAG_SCTP_ABORT ||
+	    head.chunk == WAG_SCTP_SHUTDOWN_COMPLETE)
+		return -1;
+	abort.source = head.dest;
+	abort.dest = head.source;
+	abort.tag = head.tag;
+	abort.chunk = WAG_SCTP_ABORT;
+	abort.size = bpf_htons(4);
+	if (head.chunk != WAG_SCTP_INIT)
+		abort.flags = 1;
+	else if (bpf_skb_load_bytes(ctx, packet->l4_off + sizeof(head), &abort.tag, sizeof(abort.tag)))
+		return -1;
+	if (head.check) /* else it is computed later, if at all, and so is the answer's */
+		abort.check = wag_sctp_sum((void *)&abort, sizeof(abort) / 4);
+	l4_off = WAG_L3_OFF +
+		 (packet->eth_proto == bpf_htons(ETH_P_IP) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	return bpf_skb_change_tail(ctx, l4_off + sizeof(abort), 0) || wag_reply_eth(ctx) ||
+	       wag_reply_ip(ctx, packet, IPPROTO_SCTP, sizeof(abort)) ||
+	       wag_store_summed(ctx, l4_off, &abort, sizeof(abort));
+}
+
+/*
+ * How much of the transport header an error quotes: all that the kernel insists on. A checksum that is yet to be computed
+ * is not to be cut off.
+ */
+WAG_INLINE __u32 wag_quoted(const struct wag_packet *packet)
+{
+	switch (packet->tuple.proto) {
+	case IPPROTO_TCP:
+		return sizeof(struct tcphdr);
+	case IPPROTO_SCTP:
+		return WAG_SCTP_HEADER;
+	default:
+		return 8;
+	}
+}
+
 static __noinline int wag_reply_error(wag_ctx *ctx, struct wag_packet *packet)
 {
 	__u8 message[8 + WAG_QUOTE_MAX] = {}; /* sums need no more than zeros after the end */
@@ -86,8 +141,7 @@ static __noinline int wag_reply_error(wag_ctx *ctx, struct wag_packet *packet)
 		return -1;
 	v4 = packet->eth_proto == bpf_htons(ETH_P_IP);
 	head = (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + 8;
-	/* of TCP all that the kernel insists on: a checksum that is yet to be computed is not to be cut off */
-	quoted = packet->l4_off - WAG_L3_OFF + (packet->tuple.proto == IPPROTO_TCP ? sizeof(struct tcphdr) : 8);
+	quoted = packet->l4_off - WAG_L3_OFF + wag_quoted(packet);
 	if (quoted > WAG_QUOTE_MAX)
 		quoted = WAG_QUOTE_MAX;
 	if (quoted < 8 || bpf_skb_load_bytes(ctx, WAG_L3_OFF, message + 8, quoted))
@@ -132,14 +186,17 @@ WAG_INLINE void wag_reply_source(struct wag_packet *packet)
 /* Turns the packet into its answer and sends it back. What the hook returns. */
 WAG_INLINE int wag_reject(wag_ctx *ctx, struct wag_packet *packet)
 {
+	bool refused = packet->answer == WAG_ANSWER_UNREACHABLE;
 	int failed;
 
 	wag_report_drop(ctx, packet);
 	if (!wag_reply_allowed(ctx))
 		return wag_shot();
 	wag_reply_source(packet);
-	if (packet->tuple.proto == IPPROTO_TCP && packet->answer == WAG_ANSWER_UNREACHABLE)
+	if (refused && packet->tuple.proto == IPPROTO_TCP)
 		failed = wag_reply_reset(ctx, packet);
+	else if (refused && packet->tuple.proto == IPPROTO_SCTP)
+		failed = wag_reply_abort(ctx, packet);
 	else
 		failed = wag_reply_error(ctx, packet);
 	if (failed)

@@ -10,6 +10,7 @@
 #include <linux/bpf.h>
 #include "access.h"
 
+#define WAG_SCTP_HEADER 12
 #define WAG_SCTP_CHECK 8 /* where the checksum is */
 #define WAG_CRC32C 0x82f63b78U
 
@@ -63,6 +64,17 @@ WAG_INLINE long wag_fix_sctp(wag_ctx *ctx, __u32 off, __u32 size, __u32 diff)
 	bpf_loop(16, wag_crc32c_step, &shift, 0);
 	check ^= shift.crc;
 	return wag_store_summed(ctx, off + WAG_SCTP_CHECK, &check, sizeof(check));
+}
+
+/* The checksum of `count` words, with zeros where it will be. */
+WAG_INLINE __u32 wag_sctp_sum(const __u32 *words, __u32 count)
+{
+	__u32 crc = ~0U;
+	__u32 i;
+
+	for (i = 0; i < count; i++)
+		crc = wag_crc32c_multiply(wag_crc32c_powers[2], crc ^ words[i]);
+	return ~crc;
 }
 
 #endif

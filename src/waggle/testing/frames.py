@@ -44,9 +44,10 @@ class Frame:
                 head = struct.pack("!IIBBHHH", self.sequence, self.acknowledged, 5 << 4, self.flags, 8192, 0, 0)
             case "UDP":
                 head = struct.pack("!HH", 8 + len(self.payload), 0)
-            case _:
-                chunk = 1 if self.flags & SYN and not self.flags & ACK else 0  # INIT, or DATA
-                head = struct.pack("!IIBBH", 7, 0, chunk, 0, 4)
+            case _ if self.flags & SYN and not self.flags & ACK:  # INIT
+                head = struct.pack("!IIBBHIIHHI", 0, 0, 1, 0, 20, self.sequence, 8192, 1, 1, 0)
+            case _:  # DATA
+                head = struct.pack("!IIBBH", self.acknowledged, 0, 0, 0, 4)
         segment = ports + head + self.payload
         if self.flow.protocol == "SCTP":
             segment = segment[:8] + crc32c(segment).to_bytes(4, "little") + segment[12:]
@@ -157,8 +158,9 @@ def _parse_ip(frame: bytes) -> tuple[IPv4Address | IPv6Address, IPv4Address | IP
 def wrong_answer(asked: bytes, answer: bytes, *, expired_at: str = "") -> str:
     """What is wrong with the answer to a packet that was rejected, or whose time is over; "" where nothing is.
 
-    TCP is reset (RFC 9293 section 3.10.7.1), anything else gets "port unreachable" (RFC 792, RFC 4443) from the
-    address that was asked. Where the time is over, all get "time exceeded" from the node: `expired_at`.
+    TCP is reset (RFC 9293 section 3.10.7.1), SCTP aborted (RFC 9260 section 8.4), anything else gets "port unreachable"
+    (RFC 792, RFC 4443) from the address that was asked. Where the time is over, all get "time exceeded" from the node:
+    `expired_at`.
     """
     source, destination, number, _, options, segment = _parse_ip(asked)
     try:
@@ -171,6 +173,8 @@ def wrong_answer(asked: bytes, answer: bytes, *, expired_at: str = "") -> str:
         return "answered to another machine"
     if number == PROTOCOLS["TCP"] and not expired_at:
         return "not answered with a reset" if kind != number else _wrong_reset(source, destination, segment, body)
+    if number == PROTOCOLS["SCTP"] and not expired_at:
+        return "not answered with an abort" if kind != number else _wrong_abort(segment, body)
     v4 = source.version == 4
     wanted = ((11, 0) if v4 else (3, 0)) if expired_at else ((3, 3) if v4 else (1, 4))
     if kind != (ICMP if v4 else ICMPV6) or tuple(body[:2]) != wanted:
@@ -196,6 +200,19 @@ def _wrong_reset(
         return f"reset with {got} instead of {wanted}"
     if checksum(_pseudo(destination, source, 6, 20) + answer):
         return "the checksum of the reset is wrong"
+    return ""
+
+
+def _wrong_abort(asked: bytes, answer: bytes) -> str:
+    sport, dport, tag, _, chunk = struct.unpack_from("!HHIIB", asked)
+    if chunk == 1:
+        (tag,) = struct.unpack_from("!I", asked, 16)
+    wanted = (dport, sport, tag, 6, int(chunk != 1), 4)
+    got = struct.unpack_from("!HHI4xBBH", answer)
+    if got != wanted or len(answer) != 16:
+        return f"abort with {got} instead of {wanted}"
+    if crc32c(answer[:8] + bytes(4) + answer[12:]).to_bytes(4, "little") != answer[8:12]:
+        return "the checksum of the abort is wrong"
     return ""
 
 
