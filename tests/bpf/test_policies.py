@@ -105,6 +105,7 @@ def test_an_association_to_nothing_is_aborted(
     node: Machine, v: int, hook: str, chunk: Packet, tag: int, answered: int | None
 ) -> None:
     """`answered`: whether the tag is the one that was sent."""
+    node.summed = False
     node.add_service(VIP[v], 80, "SCTP", [])
     asked = SCTP(sport=1000, dport=80, tag=0 if chunk.name == "SCTPChunkInit" else 7) / chunk
     out = node.run(f"wag_{hook}", build(client_of(hook, v), VIP[v], asked, payload=b""))
@@ -122,6 +123,7 @@ def test_an_association_to_nothing_is_aborted(
 @both
 def test_a_checksum_that_is_yet_to_be_computed_stays_so(node: Machine, v: int) -> None:
     """Virtual interfaces carry SCTP without one: what is computed in the end is to cover zeros."""
+    node.summed = False
     node.add_service(VIP[v], 80, "SCTP", [])
     asked = SCTP(sport=1000, dport=80, tag=0, chksum=0) / SCTPChunkInit(init_tag=9)
     out = node.run("wag_pod_egress", build(A[v], VIP[v], asked, payload=b""))
