@@ -65,7 +65,7 @@ def serve_one(node: AgentNode) -> None:
 
 
 def works(node: AgentNode) -> bool:
-    return node.connect(VIP, 80) == "peer"
+    return node.connect(VIP, 80) == "peer" and node.connect(PEER4, 8080) == "peer"
 
 
 def frontends(node: AgentNode) -> set[str]:

@@ -23,6 +23,7 @@ from waggle.model.objects import (
     ServiceSpec,
     ServiceStatus,
 )
+from waggle.model.service import IPNetwork
 from waggle.model.vip import Beyond, beyond_frontends, service_ranges, vips
 from waggle.plan.vips import holds, plan_ranges, plan_vips
 from waggle.reconcile.vips import Vips
@@ -256,6 +257,30 @@ def test_ranges_and_strays(tables: Tables) -> None:
     made.claim(WEB, {})
     made.write()
     assert tables.networks() == []
+
+
+@pytest.mark.parametrize("ranges", [[], [RANGE6], [RANGE, RANGE6]])
+def test_after_a_restart_ranges_and_strays_are_what_they_were(tables: Tables, ranges: list[IPNetwork]) -> None:
+    """Also before the ranges are known: without any, strays alone must not become a range that holds everything."""
+    made = tables.on()
+    made.set_ranges(plan_ranges(ranges))
+    made.claim(WEB, entries("10.96.0.1"))
+    made.claim(API, entries("172.16.0.1"))
+    made.write()
+    before = tables.networks()
+    again = tables.on()
+    again.write()
+    assert tables.networks() == before
+    again.claim(WEB, entries("10.96.0.1", "10.96.0.3"))
+    again.write()
+    assert tables.networks() == before
+    again.complete()
+    again.set_ranges(plan_ranges(ranges))
+    again.write()
+    strays = [] if RANGE in ranges else ["10.96.0.1"]
+    assert [flags & ServiceRangeFlag.STRAYS for _, flags in tables.networks()[:1]] == [
+        ServiceRangeFlag.STRAYS if strays else 0
+    ]
 
 
 def test_a_packet_sees_the_old_list_the_new_one_or_none(tables: Tables) -> None:

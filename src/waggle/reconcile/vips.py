@@ -48,7 +48,12 @@ class Vips:
         self._read_present()
         records = [ServiceRange.unpack(raw) for _, raw in sorted(self._ranges.dump())]
         self._written = [record for record in records if record.flags]
-        self._networks = [record._replace(flags=int(ServiceRangeFlag.USED)) for record in self._written]
+        # the first record may hold the flag for strays alone, and is no range then
+        used = int(ServiceRangeFlag.USED)
+        self._networks = [record._replace(flags=used) for record in self._written if record.flags & used]
+        self._strays = {
+            key for key, flags in self._present.items() if flags & VipFlag.CLUSTER_IP and self._is_outside(key)
+        }
 
     def complete(self) -> None:
         """The plan has seen every Service: addresses that none of them claimed go with the next `write`."""
@@ -119,7 +124,10 @@ class Vips:
 
     def _is_stray(self, key: bytes) -> bool:
         flags = self._flags(key)
-        return bool(flags and flags & VipFlag.CLUSTER_IP) and not any(holds(one, key) for one in self._networks)
+        return bool(flags and flags & VipFlag.CLUSTER_IP) and self._is_outside(key)
+
+    def _is_outside(self, key: bytes) -> bool:
+        return not any(holds(one, key) for one in self._networks)
 
     def _write_ranges(self) -> None:
         """The first entry goes first and comes last: a packet sees the old list, the new one or none."""
