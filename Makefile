@@ -22,6 +22,10 @@ test: ## install what the tests need and run all of them
 	@tools/setup.sh test
 	@tools/run_tests.sh
 
+test-vm: ## run tests in a virtual machine whose kernel has SCTP sockets (TESTS=… KERNEL=/path/to/boot/vmlinuz-…)
+	@tools/setup.sh test
+	@tools/test_vm.sh $(TESTS)
+
 differential: ## random objects and packets, through the model and through the programs (SECONDS=60 SEED=n)
 	@tools/setup.sh test
 	@SECONDS=$(SECONDS) SEED=$(SEED) EXAMPLES=$(EXAMPLES) PROTOCOLS=$(PROTOCOLS) $(PY) tests/bpf/differential.py
@@ -55,4 +59,4 @@ clean: ## remove what was built
 	@$(MAKE) --no-print-directory -C cni clean
 	@$(MAKE) --no-print-directory -C health clean
 
-.PHONY: help install build demo test differential lint abi abi-check reference reference-check bench clean
+.PHONY: help install build demo test test-vm differential lint abi abi-check reference reference-check bench clean

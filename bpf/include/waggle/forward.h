@@ -73,12 +73,16 @@ WAG_INLINE enum wag_verdict wag_to_pod(wag_ctx *ctx, struct wag_packet *packet, 
 	return WAG_TO_POD;
 }
 
-/* How large the IP packets are that leave: a GSO packet is cut into segments first. */
+#define WAG_GSO_BY_FRAGS 0xffff /* include/linux/skbuff.h */
+
+/* How large the IP packets are that leave: a GSO packet is cut into segments first. 0: of SCTP, as its sender chose. */
 WAG_INLINE __u16 wag_wire_size(wag_ctx *ctx, const struct wag_packet *packet)
 {
 #ifndef WAG_XDP
 	__u8 header = sizeof(struct udphdr) / 4 << 4;
 
+	if (ctx->gso_size == WAG_GSO_BY_FRAGS)
+		return 0;
 	if (ctx->gso_size) {
 		if (packet->tuple.proto == IPPROTO_TCP)
 			wag_load(ctx, packet->l4_off + 12, &header, 1);
