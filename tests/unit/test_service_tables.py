@@ -537,3 +537,29 @@ def test_more_backends_than_one_batch_takes():
     assert (done.backends, done.frontends) == (40_000, 200)
     for value in maps.values().values():
         assert maps.backends.read_array(value.offset, value.count) == raw
+
+
+def test_clients_outside_are_of_whoever_has_the_frontend(maps):
+    """Also where that one begins to tell them apart after somebody else, who waits for the frontend."""
+
+    def split(inside: Backends, outside: Backends) -> list[ServiceRow]:
+        one = row((1,), outside)
+        external = ServiceKey.unpack(one.keys[0])._replace(scope=1).pack()
+        return [one._replace(keys=(external,)), row((1,), inside)]
+
+    def resolve() -> dict[int, Backends]:
+        return {ServiceKey.unpack(key).scope: maps.set_of(value) for key, value in maps.values().items()}
+
+    tables = tables_on(maps)
+    tables.apply(service("first"), [row((1,), (1,))])
+    tables.apply(service("second"), split((2,), (3,)))
+    tables.flush()
+    assert resolve() == {0: (1,)}
+    tables.apply(service("first"), split((1,), (4,)))
+    tables.flush()
+    assert resolve() == {0: (1,), 1: (4,)}
+    for key in tables.apply(service("first"), []):
+        tables.apply(key, tables.rows(key))
+    tables.flush()
+    assert resolve() == {0: (2,), 1: (3,)}
+    assert not tables.problems

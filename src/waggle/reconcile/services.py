@@ -30,6 +30,7 @@ from waggle.plan.services import FrontendSettings, ServiceRow
 _UNREADABLE = b"?"
 #: where a packed wag_service_key has its protocol
 _PROTOCOL_AT = ServiceKey(bytes(ADDRESS_SIZE), 0, 0xFF, 0).pack().index(0xFF)
+_SCOPE_AT = ServiceKey(bytes(ADDRESS_SIZE), 0, 0, 0xFF).pack().index(0xFF)
 
 
 @dataclass(slots=True)
@@ -171,6 +172,10 @@ class ServiceTables:
         else:
             self._rows.pop(service, None)
         for row in rows:
+            for key in row.keys:
+                if not key[_SCOPE_AT]:
+                    self._owner.setdefault(key, service)
+        for row in rows:
             try:
                 self._apply_row(service, row)
             except TableFull as error:
@@ -189,14 +194,16 @@ class ServiceTables:
     def _apply_row(self, service: Owner, row: ServiceRow) -> None:
         mine = []
         for key, settings in zip(row.keys, row.settings, strict=True):
-            owner = self._owner.setdefault(key, service)
-            if settings.flags & (ServiceFlag.NODEPORT | ServiceFlag.HOST_PORT) and key not in self._local:
-                self._local.add(key)
-                self.local_changed = True
+            # an entry for clients outside belongs to whoever has the frontend, also where that one has none so far
+            owner = self._owner.get(_internal(key), service) if key[_SCOPE_AT] else self._owner[key]
             if owner == service:
+                self._owner[key] = service
+                if settings.flags & (ServiceFlag.NODEPORT | ServiceFlag.HOST_PORT) and key not in self._local:
+                    self._local.add(key)
+                    self.local_changed = True
                 mine.append((key, settings))
                 self._unclaimed.discard(key)
-            else:
+            elif not key[_SCOPE_AT]:
                 contenders = self._contenders.setdefault(key, [])
                 if service not in contenders:
                     contenders.append(service)
@@ -439,6 +446,11 @@ def _value(extent: _Extent, settings: FrontendSettings) -> bytes:
 def _whole(value: ServiceValue) -> int:
     """Records of the extent that a frontend leads to."""
     return value.count + value.draining
+
+
+def _internal(key: bytes) -> bytes:
+    """The key of the same frontend for clients inside, which every frontend has."""
+    return key[:_SCOPE_AT] + b"\0" + key[_SCOPE_AT + 1 :]
 
 
 def named(owner: Owner) -> str:
