@@ -233,4 +233,5 @@ def test_the_nat_table_changes_its_size(lab: Lab, loads: list[LedgerLoad]) -> No
             load.await_answers(10)
     ledger = {name: account for load in loads for name, account in load.finish().items()}
     for name, account in ledger.items():
-        assert account.open_items + account.errors.total() <= (account.sent // 100 if "-new" in name else 0), name
+        assert account.open_items <= (account.sent // 10 if "-new" in name else 0), (name, account)
+        assert "-new" in name or not account.errors, (name, account)
