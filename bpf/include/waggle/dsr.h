@@ -92,35 +92,16 @@ WAG_INLINE struct wag_service *wag_tunnel_service(const struct wag_tuple *inner)
 	return service ? service : wag_service_find_nodeport(&inner->dst, inner->dport, inner->proto);
 }
 
-struct wag_port_search {
-	struct wag_addr addr;
-	__u32 offset;
-	__be16 port;
-	bool found;
-};
-
-static long wag_port_matches(__u32 i, struct wag_port_search *search)
-{
-	__u32 index = search->offset + i;
-	struct wag_backend *backend = bpf_map_lookup_elem(&wag_backends, &index);
-
-	if (!backend)
-		return 1;
-	search->found = wag_addr_equal(&backend->addr, &search->addr);
-	search->port = backend->port;
-	return search->found;
-}
-
 /* The port that the Service has at this backend, in network byte order; 0: it is none of its backends. */
-static __noinline int wag_tunnel_port(struct wag_service *service, struct wag_addr *backend)
+static __noinline int wag_backend_port(const struct wag_service *service, const struct wag_addr *addr)
 {
-	struct wag_port_search search = {};
+	struct wag_backend_search search = {};
 
-	if (!service || !backend)
+	if (!service || !addr)
 		return 0;
-	search.addr = *backend;
+	search.addr = *addr;
 	search.offset = service->offset;
-	bpf_loop(service->count + service->draining, wag_port_matches, &search, 0);
+	bpf_loop(service->count + service->draining, wag_backend_matches, &search, 0);
 	return search.found ? search.port : 0;
 }
 
@@ -144,7 +125,7 @@ WAG_INLINE int wag_tunnel_accept(wag_ctx *ctx, struct wag_packet *packet, struct
 
 	if (!wag_service_admits(service, &packet->tuple.src))
 		return WAG_REASON_SOURCE_RANGE;
-	scratch->to.dport = wag_tunnel_port(service, &scratch->to.dst);
+	scratch->to.dport = wag_backend_port(service, &scratch->to.dst);
 	if (packet->later_fragment || !scratch->to.dport)
 		return WAG_REASON_STALE_BACKEND;
 	if (wag_addr_equal(&scratch->to.src, &scratch->to.dst)) {
@@ -190,7 +171,7 @@ static __noinline int wag_tunnel_receive(wag_ctx *ctx, struct wag_packet *packet
 	 * Whether a Service is forwarded so is the other node's to say: it may learn of a change first, and has flows from
 	 * before. What no other node would have sent is somebody else's tunnel.
 	 */
-	if (!nat && (!service || (!(service->flags & WAG_SERVICE_DSR) && !wag_tunnel_port(service, &backend))))
+	if (!nat && (!service || (!(service->flags & WAG_SERVICE_DSR) && !wag_backend_port(service, &backend))))
 		return WAG_NEXT;
 	if (wag_tunnel_open(ctx, packet) || wag_parse(ctx, packet, packet->hook) != WAG_PARSE_OK)
 		return wag_drop(packet, WAG_REASON_MALFORMED);

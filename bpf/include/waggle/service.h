@@ -170,7 +170,7 @@ WAG_INLINE struct wag_backend *wag_backend_pick(const struct wag_service *servic
 
 struct wag_backend_search {
 	struct wag_addr addr;
-	__be16 port;
+	__be16 port; /* 0: any; the one that was found */
 	__u16 found;
 	__u32 offset;
 };
@@ -180,7 +180,10 @@ static long wag_backend_matches(__u32 i, struct wag_backend_search *search)
 	__u32 index = search->offset + i;
 	struct wag_backend *backend = bpf_map_lookup_elem(&wag_backends, &index);
 
-	search->found = backend && backend->port == search->port && wag_addr_equal(&backend->addr, &search->addr);
+	search->found = backend && (!search->port || backend->port == search->port) &&
+			wag_addr_equal(&backend->addr, &search->addr);
+	if (search->found)
+		search->port = backend->port;
 	return search->found || !backend;
 }
 
