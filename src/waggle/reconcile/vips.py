@@ -51,9 +51,7 @@ class Vips:
         # the first record may hold the flag for strays alone, and is no range then
         used = int(ServiceRangeFlag.USED)
         self._networks = [record._replace(flags=used) for record in self._written if record.flags & used]
-        self._strays = {
-            key for key, flags in self._present.items() if flags & VipFlag.CLUSTER_IP and self._is_outside(key)
-        }
+        self._strays = {key for key, flags in self._present.items() if self._is_stray(key, flags)}
 
     def complete(self) -> None:
         """The plan has seen every Service: addresses that none of them claimed go with the next `write`."""
@@ -80,7 +78,7 @@ class Vips:
     def set_ranges(self, ranges: Sequence[ServiceRange]) -> None:
         """Makes these the ranges, with the next `write`."""
         self._networks = list(ranges)
-        self._strays = {key for key in self._wanted if self._is_stray(key)}
+        self._strays = {key for key in self._wanted if self._is_stray(key, self._flags(key))}
 
     def write(self) -> None:
         """Writes what changed. What finds no room stays due, and `problem` says so."""
@@ -89,7 +87,7 @@ class Vips:
         gone: list[bytes] = []
         for key in self._due:
             flags = self._flags(key)
-            (self._strays.add if self._is_stray(key) else self._strays.discard)(key)
+            (self._strays.add if self._is_stray(key, flags) else self._strays.discard)(key)
             if flags is None:
                 gone.append(key)
             elif self._present.get(key) != flags:
@@ -122,12 +120,8 @@ class Vips:
             flags |= one
         return flags
 
-    def _is_stray(self, key: bytes) -> bool:
-        flags = self._flags(key)
-        return bool(flags and flags & VipFlag.CLUSTER_IP) and self._is_outside(key)
-
-    def _is_outside(self, key: bytes) -> bool:
-        return not any(holds(one, key) for one in self._networks)
+    def _is_stray(self, key: bytes, flags: int | None) -> bool:
+        return bool(flags and flags & VipFlag.CLUSTER_IP) and not any(holds(one, key) for one in self._networks)
 
     def _write_ranges(self) -> None:
         """The first entry goes first and comes last: a packet sees the old list, the new one or none."""
