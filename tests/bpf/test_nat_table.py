@@ -11,7 +11,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest
 
 from waggle.abi._generated import Nat, NatCount, NatFlag, ServiceFlag, Tuple
 from waggle.abi.address import pack_address
-from waggle.reconcile.datapath import start_sweeping
+from waggle.reconcile.nat_table import start_sweeping
 from waggle.testing.machine import DROP, REDIRECT, YOUNG, Machine
 
 OUTSIDE = {4: "203.0.113.9", 6: "2001:db8:cb::9"}

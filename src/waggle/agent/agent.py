@@ -612,6 +612,8 @@ class Agent:
             self.datapath.attach_devices(devices)
         elif self.attached:
             self.datapath.follow_uplinks(devices)
+        if self.attached:
+            self.datapath.take_over_flows()
         self.node, self.devices = node, devices
 
     # -- facts --------------------------------------------------------------------------------------------------

@@ -286,11 +286,20 @@ def unpin(path: Path) -> bool:
     return True
 
 
-def map_at_work(link: Path, name: str) -> Map | None:
-    """The map with a name that the program behind a pinned link uses; None where one of them is not there."""
+def program_at_work(link: Path) -> int:
+    """The id of the program behind a pinned link; 0: there is none, or it goes away."""
     try:
-        with syscall.obj_get(link) as fd, syscall.prog_fd_by_id(syscall.link_prog_id(fd.number)) as program:
-            for number in syscall.prog_map_ids(program.number):
+        with syscall.obj_get(link) as fd:
+            return syscall.link_prog_id(fd.number)
+    except KernelError:
+        return 0
+
+
+def map_of_program(program: int, name: str) -> Map | None:
+    """The map with a name that the program with an id uses; None where one of them is not there."""
+    try:
+        with syscall.prog_fd_by_id(program) as fd:
+            for number in syscall.prog_map_ids(fd.number):
                 found = Map(syscall.map_fd_by_id(number))
                 if found.name == name:
                     return found

@@ -7,14 +7,12 @@ replaced by atomic link updates, links of interfaces that are gone are removed.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import ipaddress
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from waggle.kernel import links, maps, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.iterators import Iterator
 from waggle.kernel.links import AttachType
-from waggle.kernel.maps import Map, map_at_work, open_pinned
+from waggle.kernel.maps import Map, map_of_program, open_pinned, program_at_work
 from waggle.kernel.netlink import Netlink
 from waggle.kernel.netns import netns_cookie_of_self
 from waggle.kernel.objects import BpfObject, load_pinned
@@ -39,7 +37,7 @@ from waggle.kernel.testrun import run_syscall
 from waggle.model.interface import PodInterface
 from waggle.reconcile.drift import Drift
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.nat_table import copy_missing, nat_entries, tables_at_work, young_flows
+from waggle.reconcile.nat_table import copy_missing, nat_entries, start_sweeping, tables_at_work, young_flows
 from waggle.reconcile.uplinks import xdp_uplinks
 
 log = logging.getLogger(__name__)
@@ -285,7 +283,7 @@ class Datapath:
         Not so where that table had another layout and was replaced: the programs go on with the one they know, and
         must not be replaced before the new one is full. An agent killed in between finds out the same way.
         """
-        at_work = map_at_work(self.link_dir / "cgroup-wag_connect4", "wag_services")
+        at_work = map_of_program(program_at_work(self.link_dir / "cgroup-wag_connect4"), "wag_services")
         return at_work is None or at_work.info.id == self.maps["wag_services"].info.id
 
     def attach_sockets(self) -> None:
@@ -559,27 +557,6 @@ class Datapath:
     def map_memory(self) -> dict[str, int]:
         """Bytes of kernel memory by map."""
         return {name: item.memory_bytes() for name, item in self.maps.items()}
-
-
-def start_sweeping(program: Fd) -> int:
-    """Runs wag_sweep_start; 0, or a negative errno.
-
-    The kernel takes memory for it without waiting. It may have none at hand on one CPU for a long time (v6.18,
-    kmalloc_nolock), so every CPU is asked.
-    """
-    failed = 0
-    allowed = os.sched_getaffinity(0)
-    cpus = sorted(allowed)
-    try:
-        for attempt in range(20):
-            os.sched_setaffinity(0, {cpus[attempt % len(cpus)]})
-            failed = ctypes.c_int32(run_syscall(program, bytes(8))).value
-            if not failed:
-                break
-            time.sleep(0.01)
-    finally:
-        os.sched_setaffinity(0, allowed)
-    return failed
 
 
 def _compare(

@@ -1,13 +1,18 @@
-"""How large the NAT table is, and how it changes its size without losing a flow."""
+"""The NAT table: how large it is, how it changes its size without losing a flow, and what starts the kernel's sweep."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
+import time
 from pathlib import Path
 
 from waggle.errors import KernelError, TableFull
 from waggle.kernel import syscall
-from waggle.kernel.maps import Map, map_at_work
+from waggle.kernel.maps import Map, map_of_program, program_at_work
+from waggle.kernel.syscall import Fd
+from waggle.kernel.testrun import run_syscall
 
 
 def nat_entries(memory: int, pinned: Map | None = None) -> int:
@@ -27,12 +32,9 @@ def young_flows(entries: int) -> int:
 
 def tables_at_work(links: Path) -> list[Map]:
     """The NAT tables of the programs behind pinned links: several where an agent was killed while it replaced one."""
-    found: dict[int, Map] = {}
-    for link in [*links.glob("dev-*"), *links.glob("pod-*")]:
-        table = map_at_work(link, "wag_nat")
-        if table is not None:
-            found.setdefault(table.info.id, table)
-    return list(found.values())
+    programs = {program_at_work(link) for link in [*links.glob("dev-*"), *links.glob("pod-*")]}
+    found = [map_of_program(program, "wag_nat") for program in programs]
+    return list({table.info.id: table for table in found if table is not None}.values())
 
 
 def copy_missing(before: Map, now: Map) -> int:
@@ -57,3 +59,24 @@ def copy_missing(before: Map, now: Map) -> int:
         else:
             copied += 1
     return copied
+
+
+def start_sweeping(program: Fd) -> int:
+    """Runs wag_sweep_start; 0, or a negative errno.
+
+    The kernel takes memory for it without waiting. It may have none at hand on one CPU for a long time (v6.18,
+    kmalloc_nolock), so every CPU is asked.
+    """
+    failed = 0
+    allowed = os.sched_getaffinity(0)
+    cpus = sorted(allowed)
+    try:
+        for attempt in range(20):
+            os.sched_setaffinity(0, {cpus[attempt % len(cpus)]})
+            failed = ctypes.c_int32(run_syscall(program, bytes(8))).value
+            if not failed:
+                break
+            time.sleep(0.01)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return failed
