@@ -2,7 +2,7 @@
 /*
  * The two programs on an uplink. wag_node_ingress delivers to local pods, serves NodePorts (with SNAT when the backend
  * is elsewhere) and turns back replies. wag_node_egress turns back replies that the node's own processes give as
- * backends.
+ * backends, and translates what they send to Services and no socket hook has seen.
  */
 #include <linux/bpf.h>
 #include "waggle/dsr.h"
@@ -71,6 +71,25 @@ int wag_node_ingress(struct __sk_buff *skb)
 	return verdict == WAG_REJECT ? wag_reject(skb, &packet) : wag_finish(skb, &packet, verdict);
 }
 
+/*
+ * What a process of the node sends, and no socket hook has seen: SCTP, whose connect asks none, raw sockets, ping. Cluster
+ * addresses alone are served here: to look for others, every packet of the node would pay. Ports of Services are among
+ * those that look undefined: only then is there anything to look up.
+ */
+WAG_INLINE enum wag_verdict wag_unhooked(wag_ctx *ctx, struct wag_packet *packet)
+{
+	enum wag_verdict verdict = wag_beside_frontends(ctx, packet);
+	struct wag_service *service;
+
+	if (packet->reason != WAG_REASON_NO_PORT || !packet->has_ports)
+		return verdict;
+	service = wag_service_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
+	if (!service)
+		return verdict;
+	packet->reason = WAG_REASON_NONE;
+	return wag_service_translate(ctx, packet, service);
+}
+
 SEC("tc")
 int wag_node_egress(struct __sk_buff *skb)
 {
@@ -81,11 +100,10 @@ int wag_node_egress(struct __sk_buff *skb)
 	if (wag_parse(skb, &packet, WAG_HOOK_NODE_EGRESS) == WAG_PARSE_OK) {
 		from = wag_endpoint_find(&packet.tuple.src);
 		if (wag_endpoint_is(from, WAG_ENDPOINT_NODE)) {
-			verdict = from->nat_used ? wag_turn_back(skb, &packet) : WAG_NEXT;
-			/* what no socket hook could refuse or answer: ping, connected UDP */
-			if (verdict == WAG_NEXT && skb->mark != WAG_MARK)
-				verdict = wag_beside_frontends(skb, &packet);
-			if (verdict == WAG_REJECT && packet.answer == WAG_ANSWER_UNREACHABLE)
+			verdict = skb->mark == WAG_MARK ? WAG_NEXT : wag_unhooked(skb, &packet);
+			if (verdict == WAG_NEXT && from->nat_used)
+				verdict = wag_turn_back(skb, &packet);
+			if (verdict == WAG_REJECT)
 				return wag_reject(skb, &packet);
 		}
 	}

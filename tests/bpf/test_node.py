@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from packets import ANY, CLIENT, NODE, NOWHERE, REMOTE, VIP, at, both, build, ends, macs, source_port, tcp, udp
-from scapy.layers.inet import ICMP, TCP
+from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from waggle.abi._generated import Nat, NatFlag
@@ -254,3 +255,62 @@ def test_what_is_malformed_is_left_to_the_stack(node):
     packet[14] = 0x44
     out = node.run("wag_node_ingress", bytes(packet))
     assert (out.verdict, out.packet) == (PASS, bytes(packet))
+
+
+# -- what the node's own processes send to Services, where no socket hook has seen it
+
+
+@pytest.fixture
+def sender(node):
+    """A node with Services at cluster addresses, as all of them are seen by packets."""
+    for v in (4, 6):
+        node.add_vip(VIP[v])
+    node.set_service_ranges("10.96.0.0/16", "fd00:10:96::/112")
+    return node
+
+
+def destination(packet: bytes) -> str:
+    parsed = Ether(packet)
+    return parsed[IPv6].dst if IPv6 in parsed else parsed[IP].dst
+
+
+@both
+@each
+def test_a_process_reaches_a_local_backend_through_its_interface(sender, v, make, name):
+    sender.add_service(VIP[v], 80, name, [(POD[v], 8080)])
+    out = sender.run("wag_node_egress", make(NODE[v], 1000, VIP[v], 80))
+    assert out.verdict == REDIRECT and out.mark
+    assert ends(out.packet) == f"{name} {at(NODE[v], 1000)} > {at(POD[v], 8080)} ttl 63"
+    assert macs(out.packet) == (HOST_MAC, POD_MAC)
+    on = sender.run("wag_pod_ingress", out.packet, mark=out.mark)
+    assert (on.verdict, on.packet) == (PASS, out.packet)
+    reply = sender.run("wag_pod_egress", make(POD[v], 8080, NODE[v], 1000))
+    assert reply.verdict == PASS
+    assert ends(reply.packet) == f"{name} {at(VIP[v], 80)} > {at(NODE[v], 1000)} ttl 64"
+
+
+@both
+@each
+def test_a_process_reaches_a_remote_backend_and_keeps_it(sender, v, make, name):
+    sender.add_service(VIP[v], 80, name, [(f"{REMOTE[v]}{n}", 8080) for n in range(4)])
+    out = sender.run("wag_node_egress", make(NODE[v], 1000, VIP[v], 80))
+    assert out.verdict == REDIRECT and out.mark
+    backend = destination(out.packet)
+    later = {"flags": "A"} if name == "TCP" else {}
+    for _ in range(8):
+        more = sender.run("wag_node_egress", make(NODE[v], 1000, VIP[v], 80, **later))
+        assert destination(more.packet) == backend
+    reply = sender.run("wag_node_ingress", make(backend, 8080, NODE[v], 1000, **later))
+    assert reply.verdict == PASS
+    assert ends(reply.packet) == f"{name} {at(VIP[v], 80)} > {at(NODE[v], 1000)} ttl 64"
+
+
+@both
+def test_a_process_does_not_reach_the_node_itself_this_way(sender, v):
+    """The stack takes nothing that comes in with an address of its own as the source: it is told so at once."""
+    sender.summed = False  # of an answer
+    sender.add_service(VIP[v], 80, "TCP", [(NODE[v], 8080)])
+    out = sender.run("wag_node_egress", tcp(NODE[v], 1000, VIP[v], 80))
+    assert out.verdict == REDIRECT
+    assert ends(out.packet).startswith(f"TCP {at(VIP[v], 80)} > {at(NODE[v], 1000)}")
+    assert Ether(out.packet)[TCP].flags == "RA"

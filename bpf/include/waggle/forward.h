@@ -97,6 +97,10 @@ WAG_INLINE long wag_fib(wag_ctx *ctx, struct wag_packet *packet, const struct wa
 			struct bpf_fib_lookup *fib)
 {
 	fib->ifindex = ctx->ingress_ifindex;
+#ifndef WAG_XDP
+	if (packet->hook == WAG_HOOK_NODE_EGRESS)
+		fib->ifindex = ctx->ifindex; /* it came in nowhere */
+#endif
 	fib->l4_protocol = to->proto;
 	fib->sport = to->sport;
 	fib->dport = to->dport;
@@ -220,12 +224,14 @@ WAG_INLINE int wag_send_back(wag_ctx *ctx, const struct wag_packet *packet)
 
 WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verdict verdict)
 {
-	/* by the wire or by the stack, the packet may meet wag_node_egress */
-	if (packet->translated && verdict != WAG_TO_POD)
+	bool egress = packet->hook == WAG_HOOK_NODE_EGRESS;
+
+	/* by the wire, by the stack or by its interface, the packet may meet another program */
+	if (packet->translated && (verdict != WAG_TO_POD || egress))
 		ctx->mark = WAG_MARK;
 	switch (verdict) {
-	case WAG_TO_POD:
-		return bpf_redirect_peer(packet->out_ifindex, 0);
+	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
+		return egress ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);
 	case WAG_TO_WIRE:
 		return bpf_redirect_neigh(packet->out_ifindex, &packet->next_hop, sizeof(packet->next_hop), 0);
 	case WAG_SEND_BACK:

@@ -147,7 +147,7 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 	packet->tuple.src = outer[0];
 	packet->tuple.dst = outer[1];
 	packet->translated = 1;
-	if (packet->hook == WAG_HOOK_POD_INGRESS || packet->hook == WAG_HOOK_NODE_EGRESS)
+	if (wag_is_routed(packet))
 		return WAG_PASS;
 	return wag_route(ctx, packet, &packet->tuple);
 }

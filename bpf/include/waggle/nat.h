@@ -348,8 +348,14 @@ static __noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, str
 
 	if (!packet || !to)
 		return WAG_DROP;
-	if (packet->hook != WAG_HOOK_POD_INGRESS && packet->hook != WAG_HOOK_NODE_EGRESS)
+	if (!wag_is_routed(packet)) {
 		verdict = wag_route(ctx, packet, to);
+	} else if (!wag_addr_equal(&to->dst, &packet->tuple.dst)) {
+		/* sent on the way to a Service: the backend's is another */
+		verdict = wag_route(ctx, packet, to);
+		if (verdict == WAG_PASS)
+			return wag_answer(packet, WAG_ANSWER_UNREACHABLE, WAG_REASON_NO_ROUTE);
+	}
 	if (verdict == WAG_REJECT || verdict == WAG_DROP)
 		return verdict;
 #ifdef WAG_XDP

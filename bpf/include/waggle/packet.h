@@ -279,6 +279,12 @@ WAG_INLINE bool wag_is_established(const struct wag_packet *packet)
 	       (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN;
 }
 
+/* Has the host stack chosen the packet's way already, before this hook? */
+WAG_INLINE bool wag_is_routed(const struct wag_packet *packet)
+{
+	return packet->hook == WAG_HOOK_POD_INGRESS || packet->hook == WAG_HOOK_NODE_EGRESS;
+}
+
 /* The verdict over a packet that a Service does not serve. */
 WAG_INLINE enum wag_verdict wag_refuse(struct wag_packet *packet, enum wag_reason reason)
 {
