@@ -100,6 +100,14 @@ class AgentConfig:
     bpf_root: Path = _setting(Path("/sys/fs/bpf/waggle"), "Directory on bpffs for pinned maps and links.")
     state_dir: Path = _setting(Path("/var/lib/waggle"), "Directory for address reservations, kept over reboots.")
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
+    cni_bin_dir: Path | None = _setting(
+        None, "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there. Default: nowhere."
+    )
+    cni_conf_dir: Path | None = _setting(
+        None,
+        "Directory of networks that container runtimes read, usually /etc/cni/net.d: the agent writes its own there "
+        "when it can answer. Default: nowhere.",
+    )
     metrics_address: str = _setting(
         "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."
     )

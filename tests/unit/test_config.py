@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import socket
 from pathlib import Path
 
 import pytest
 
+from waggle.cli import agent
 from waggle.config import DEFAULT_SOCKET, AgentConfig, load_config, split_host_port
 from waggle.errors import ConfigError
 from waggle.reconcile.datapath import serves_nodeports
 
 SETTINGS = [f.name for f in dataclasses.fields(AgentConfig)]
 PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root", "state_dir", "api_socket"]
-OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root"]
+PATHS += ["cni_bin_dir", "cni_conf_dir"]
+OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
 NUMBERS = ["max_services", "max_backends", "max_nat"]
 
@@ -100,6 +103,8 @@ cgroup-root: /sys/fs/cgroup
 bpf-root: /sys/fs/bpf/other
 state-dir: /srv/waggle
 api-socket: /run/other.sock
+cni-bin-dir: /opt/cni/bin
+cni-conf-dir: /etc/cni/net.d
 metrics-address: '[::]:9970'
 events: false
 max-services: 16
@@ -400,3 +405,7 @@ def test_addresses_that_serve_node_ports_are_networks_or_primary(values: tuple[s
 )
 def test_which_addresses_serve_node_ports(address: str, allowed: tuple[str, ...], serves: bool):
     assert serves_nodeports(address, allowed, ("10.0.0.1", "")) is serves
+
+
+def test_every_setting_is_a_flag_of_the_agent():
+    assert set(SETTINGS) <= set(inspect.signature(agent.agent).parameters)

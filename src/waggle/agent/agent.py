@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from waggle.agent.doctor import Doctor
@@ -59,6 +60,7 @@ from waggle.reconcile.routes import PodRoute, sync_routes, unaddressed_ranges, w
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.uplinks import uplinks
 from waggle.reconcile.vips import Vips
+from waggle.sources import cni_install
 from waggle.sources.cni import CniService
 from waggle.sources.informer import ORIGIN as KUBERNETES
 from waggle.sources.kubernetes import KubernetesSource
@@ -101,6 +103,7 @@ class Agent:
         self.devices: list[tuple[str, int]] = []
         self.sources: dict[str, Source] = {}
         self.attached = False  # the programs that this agent loaded are at work
+        self.network_offered = False  # container runtimes have been told
         self.synced = False  # everything that the sources know is in the tables, and nothing else
         self.context = PlanContext(NodeFacts(config.node_name))
         self._zones: dict[str, str] = {}
@@ -116,6 +119,7 @@ class Agent:
         self._times = ChangeTimes(self.started)
         self._unwritten: Counter[str] = Counter()  # changes taken from the store, by kind, that are not in the tables
         self._dirty = asyncio.Event()
+        self._addressed = asyncio.Event()  # there are addresses to give to pods
         self._pending: set[Owner] = set()
         self._pods_due = True
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -265,6 +269,7 @@ class Agent:
             tasks.create_task(self._abort_stale_sockets(), name="sockets")
             tasks.create_task(self.health_ports.run(), name="health ports")
             tasks.create_task(self.ports.run(self.tables), name="ports")
+            tasks.create_task(self._offer_network(), name="CNI")
             tasks.create_task(self._poll_events(), name="events")
             tasks.create_task(self._watch_interfaces(), name="interfaces")
             tasks.create_task(self._housekeeping(), name="housekeeping")
@@ -307,6 +312,8 @@ class Agent:
             try:
                 self.overdue.begin()
                 full = await self._pass()
+                if not self._addressed.is_set() and self.pod_ranges():
+                    self._addressed.set()
                 self.overdue.done(in_sync=self.synced)
             except (WaggleError, OSError) as error:
                 self.metrics.sync_failures.inc()
@@ -541,6 +548,18 @@ class Agent:
             except (WaggleError, OSError) as error:
                 log.error("aborting stale UDP sockets failed, trying again with the next change: %s", error)
 
+    async def _offer_network(self) -> None:
+        """Lets container runtimes find the network, once there are addresses to give."""
+        config = self.config
+        if config.cni_bin_dir is not None:
+            await asyncio.to_thread(cni_install.install_plugin, config.cni_bin_dir)
+        if config.cni_conf_dir is None:
+            return
+        await self._addressed.wait()
+        await asyncio.to_thread(cni_install.install_configuration, config.cni_conf_dir, config.api_socket)
+        self.network_offered = True
+        log.info("container runtimes find the network %s in %s", cni_install.NETWORK, config.cni_conf_dir)
+
     async def _poll_events(self) -> None:
         while True:
             await asyncio.sleep(EVENT_POLL_SECONDS)
@@ -649,6 +668,8 @@ class Agent:
         """Everything that is wrong now, from every part."""
         found = [problem for source in self.sources.values() for problem in source.problems()]
         found += self.cni.problems()
+        if self.config.cni_conf_dir:
+            found += self._network_problems(self.config.cni_conf_dir)
         found += self.health_ports.problems()
         found += [Problem(named(key), reason) for key, reason in self.tables.problems.items()]
         found += [Problem(named(key), reason) for key, reason in self.tables.overlaps().items()]
@@ -675,6 +696,11 @@ class Agent:
         if self.doctor.failed:
             found.append(Problem("drift", self.doctor.failed))
         return found
+
+    def _network_problems(self, conf_dir: Path) -> list[Problem]:
+        if not self.network_offered:
+            return [Problem("CNI", "no pod range (podCIDR) is known for this node yet: runtimes have no network")]
+        return cni_install.problems(conf_dir)
 
     @property
     def problem_count(self) -> int:

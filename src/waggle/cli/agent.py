@@ -31,6 +31,9 @@ def agent(
     nodeport_addresses: Annotated[
         list[str] | None, typer.Option(help=_HELP["nodeport_addresses"] + " Repeat or separate by commas.")
     ] = None,
+    service_cidr: Annotated[
+        list[str] | None, typer.Option(help=_HELP["service_cidr"] + " Repeat or separate by commas.")
+    ] = None,
     masquerade: Annotated[bool | None, typer.Option("--masquerade/--no-masquerade", help=_HELP["masquerade"])] = None,
     non_masquerade: Annotated[
         list[str] | None, typer.Option(help=_HELP["non_masquerade"] + " Repeat or separate by commas.")
@@ -43,6 +46,10 @@ def agent(
     bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR", readable=False)] = None,
     state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR", readable=False)] = None,
     api_socket: Annotated[Path | None, typer.Option(help=_HELP["api_socket"], metavar="PATH", readable=False)] = None,
+    cni_bin_dir: Annotated[Path | None, typer.Option(help=_HELP["cni_bin_dir"], metavar="DIR", readable=False)] = None,
+    cni_conf_dir: Annotated[
+        Path | None, typer.Option(help=_HELP["cni_conf_dir"], metavar="DIR", readable=False)
+    ] = None,
     metrics_address: Annotated[str | None, typer.Option(help=_HELP["metrics_address"], metavar="HOST:PORT")] = None,
     events: Annotated[bool | None, typer.Option("--events/--no-events", help=_HELP["events"])] = None,
     max_services: Annotated[int | None, typer.Option(help=_HELP["max_services"])] = None,
@@ -68,6 +75,7 @@ def agent(
         "node_ip": _flat(node_ip),
         "devices": _flat(devices),
         "nodeport_addresses": _flat(nodeport_addresses),
+        "service_cidr": _flat(service_cidr),
         "masquerade": masquerade,
         "non_masquerade": _flat(non_masquerade),
         "balancing": balancing,
@@ -78,6 +86,8 @@ def agent(
         "bpf_root": bpf_root,
         "state_dir": state_dir,
         "api_socket": api_socket,
+        "cni_bin_dir": cni_bin_dir,
+        "cni_conf_dir": cni_conf_dir,
         "metrics_address": metrics_address,
         "events": events,
         "max_services": max_services,
@@ -100,17 +110,25 @@ def cleanup(
     api_socket: Annotated[
         Path, typer.Option(envvar="WAGGLE_API_SOCKET", help=_HELP["api_socket"], metavar="PATH", readable=False)
     ] = Path("/run/waggle/agent.sock"),
+    cni_bin_dir: Annotated[Path, typer.Option(help="Directory of CNI plugins.", metavar="DIR", readable=False)] = Path(
+        "/opt/cni/bin"
+    ),
+    cni_conf_dir: Annotated[
+        Path, typer.Option(help="Directory of networks that container runtimes read.", metavar="DIR", readable=False)
+    ] = Path("/etc/cni/net.d"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Remove everything waggle ever put on this node, and print what.
 
-    Programs and links, pinned maps, the process that answers health ports, pods' interfaces, routes, address
-    reservations, the socket. Refuses while an agent runs.
+    The network's CNI configuration and plugin, programs and links, pinned maps, the process that answers health ports,
+    pods' interfaces, routes, address reservations, the socket. Refuses while an agent runs.
     """
     from waggle.reconcile.cleanup import clean_node
+    from waggle.sources.cni_install import installed
 
-    removed = clean_node(bpf_root, state_dir, api_socket, dry_run=dry_run)
+    cni = installed(cni_bin_dir, cni_conf_dir, api_socket)
+    removed = clean_node(bpf_root, state_dir, api_socket, cni, dry_run=dry_run)
     if output is OutputFormat.JSON:
         print_json({"dryRun": dry_run, "removed": [{"kind": kind, "name": name} for kind, name in removed]})
         return

@@ -19,23 +19,17 @@ from waggle.lab.layout import NodeLayout
 from waggle.lab.record import write_atomically
 from waggle.model.interface import HostPort
 from waggle.model.objects import ObjectKey
+from waggle.sources.cni_install import configuration
 
-CNI_VERSION = "1.1.0"
+CNI_VERSION = "1.1.0"  # of those in the configuration the latest that this runtime knows
 INTERFACE = "eth0"
 _TIMEOUT = 60.0
 
 
 def write_conf(node: NodeLayout) -> None:
     """The network configuration list of the node."""
-    conflist = {
-        "cniVersion": CNI_VERSION,
-        "name": "waggle",
-        "plugins": [
-            {"type": "waggle-cni", "apiSocket": str(node.socket), "capabilities": {"portMappings": True}},
-        ],
-    }
     node.cni_conf.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(node.cni_conf, json.dumps(conflist, indent=2).encode() + b"\n")
+    write_atomically(node.cni_conf, json.dumps(configuration(node.socket), indent=2).encode() + b"\n")
 
 
 def add(
@@ -99,7 +93,7 @@ def _invoke(
     extra: dict[str, Any],
 ) -> str:
     conflist = json.loads(node.cni_conf.read_bytes())
-    conf = {"cniVersion": conflist["cniVersion"], "name": conflist["name"], **conflist["plugins"][0], **extra}
+    conf = {"cniVersion": CNI_VERSION, "name": conflist["name"], **conflist["plugins"][0], **extra}
     if not conf.pop("capabilities", {}).get("portMappings"):  # a plugin gets what it says it can do
         conf.pop("runtimeConfig", None)
     binary = requirements.plugin()

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from waggle.errors import AlreadyRunning, KernelError, MissingFeature
@@ -20,8 +20,13 @@ POD_INTERFACE_PREFIX = "wag"
 Removed = list[tuple[str, str]]
 
 
-def clean_node(bpf_root: Path, state_dir: Path, api_socket: Path, *, dry_run: bool = False) -> Removed:
-    """(kind, name) of everything removed, or, with `dry_run`, of what would be. AlreadyRunning while an agent runs."""
+def clean_node(
+    bpf_root: Path, state_dir: Path, api_socket: Path, cni: Iterable[Path] = (), *, dry_run: bool = False
+) -> Removed:
+    """(kind, name) of everything removed, or, with `dry_run`, of what would be. AlreadyRunning while an agent runs.
+
+    `cni`: files by which container runtimes find waggle; they go first.
+    """
     removed: Removed = []
 
     def remove(kind: str, name: object, action: Callable[[], object]) -> None:
@@ -43,6 +48,8 @@ def clean_node(bpf_root: Path, state_dir: Path, api_socket: Path, *, dry_run: bo
 
     with _Exclusive(bpf_root):
         _refuse_living_agent(api_socket)
+        for file in cni:
+            remove("CNI file", file, file.unlink)
         _remove_health_process(bpf_root, api_socket, remove)
         remove_pins("link", bpf_root / "links", links.detach)
         remove_pins("map", bpf_root / "maps", maps.unpin)
