@@ -171,7 +171,19 @@ WAG_INLINE int wag_connect(struct bpf_sock_addr *ctx, bool v6)
 	return 1;
 }
 
-/* The backend this socket already sends to for `peer`, as long as it still serves; otherwise a new choice. */
+/* Do packets of this socket pass a program of its own interface? */
+WAG_INLINE bool wag_of_pod(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+
+	return bpf_map_lookup_elem(&wag_netns, &cookie);
+}
+
+/*
+ * The backend this socket already sends to for `peer`, as long as it still serves; otherwise a new choice. NULL without a
+ * reason: the per-packet path does it. That is for a pod's socket that talks to more Services than there are slots: were one
+ * taken again, an answer that is still to come would be shown as the backend's.
+ */
 WAG_INLINE struct wag_sk_entry *wag_udp_choose(struct bpf_sock_addr *ctx, struct wag_sk_udp *udp,
 					       const struct wag_peer *peer, struct wag_service *service,
 					       enum wag_reason *reason, bool *fresh)
@@ -186,6 +198,11 @@ WAG_INLINE struct wag_sk_entry *wag_udp_choose(struct bpf_sock_addr *ctx, struct
 			entry->revision = service->revision;
 			return entry;
 		}
+	}
+	*reason = WAG_REASON_NONE;
+	if (!entry && !wag_udp_has_room(udp) && wag_of_pod(ctx)) {
+		wag_count(WAG_COUNTER_UDP_SLOT);
+		return NULL;
 	}
 	*reason = wag_socket_choose(ctx, peer, service, &backend);
 	if (*reason)
@@ -242,8 +259,10 @@ WAG_INLINE int wag_sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		}
 	}
 	entry = wag_udp_choose(ctx, udp, &peer, service, &reason, &fresh);
-	if (!entry)
-		return wag_socket_refuse(ctx, &peer, reason);
+	if (!entry) {
+		udp->last = WAG_UDP_NONE;
+		return reason ? wag_socket_refuse(ctx, &peer, reason) : 1;
+	}
 	udp->last = wag_udp_speak(udp, &entry->backend, entry->bport, entry);
 	wag_peer_write(ctx, &entry->backend, entry->bport, v6);
 	if (fresh)

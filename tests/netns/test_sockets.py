@@ -680,21 +680,9 @@ ICMP = [
 ]
 
 BEYOND = [*SEQUENCES, *REFUSALS, *BESIDE, *SIZES, *ICMP]
-EXPECTED_FAILURES = {
-    "udp-ten-in-flight": "a socket remembers eight Services: an answer through a ninth shows the backend",
-}
 
 
-def marked(cases: list[Case]) -> list[Any]:
-    """The cases, with what is known to be wrong marked."""
-    return [
-        pytest.param(case, id=str(case), marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else [])
-        for case in cases
-        for reason in [next((why for pattern, why in EXPECTED_FAILURES.items() if re.search(pattern, str(case))), "")]
-    ]
-
-
-@pytest.mark.parametrize("case", marked(BEYOND))
+@pytest.mark.parametrize("case", BEYOND, ids=str)
 def test_beyond_the_matrix(sockets: Sockets, case: Case) -> None:
     assert not sockets.wrong(case, asked(sockets, case, BEYOND))
 

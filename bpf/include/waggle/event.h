@@ -65,7 +65,7 @@ enum wag_counter {
 	WAG_COUNTER_EVENTS_LOST = 0,  /* ring buffer full */
 	WAG_COUNTER_SOCKET_LB = 1,    /* connects and sends translated */
 	WAG_COUNTER_PACKET_LB = 2,    /* flows translated per packet */
-	WAG_COUNTER_UDP_SLOT = 3,     /* a UDP socket talked to more Services at once than it has slots */
+	WAG_COUNTER_UDP_SLOT = 3,     /* a UDP socket asked for one more Service than it has slots */
 	WAG_COUNTER_MASQUERADE = 4,   /* flows that left the cluster with the node's address */
 	WAG_COUNTER_DSR = 5,          /* flows that came from another node, to be answered directly */
 	WAG_COUNTER_MAX = 8,

@@ -43,6 +43,12 @@ WAG_INLINE struct wag_sk_entry *wag_udp_find(struct wag_sk_udp *udp, const struc
 	return NULL;
 }
 
+/* Is a slot free for one more Service? */
+WAG_INLINE bool wag_udp_has_room(const struct wag_sk_udp *udp)
+{
+	return !udp->slot[udp->next & (WAG_UDP_SLOTS - 1)].fport;
+}
+
 /* A slot for one more Service: the one that was taken first. */
 WAG_INLINE struct wag_sk_entry *wag_udp_take(struct wag_sk_udp *udp)
 {

@@ -112,7 +112,7 @@ _COUNTER_HELP = {
     "events_lost": "Events that found the ring buffer full.",
     "socket_lb": "Connects and sends translated at the socket.",
     "packet_lb": "Flows translated per packet.",
-    "udp_slot": "UDP sockets that talked to more Services at once than are remembered.",
+    "udp_slot": "UDP sockets asked for one more Service than they remember: in pods it is served per packet.",
     "dsr": "Flows that another node sent here to be answered directly.",
     "masquerade": "Flows of pods that left the cluster with the node's address.",
 }
