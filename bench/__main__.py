@@ -23,6 +23,7 @@ from bench.north_south import measure_north_south
 from bench.options import parse, recorded
 from bench.picture import picture
 from bench.places import BenchError, checked
+from bench.pods import measure_pods
 from bench.report import Report
 from bench.rule_sets import RULE_SETS, ipvs_missing
 from bench.traffic import cpus
@@ -73,6 +74,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
         _control_plane(options, figures, progress)
     if "north-south" in options.parts:
         measure_north_south(options, figures, progress)
+    if options.pod_tests:
+        measure_pods(options, figures, progress)
     if options.tests or options.first_packet:
         measure_east_west(options, figures, progress)
 

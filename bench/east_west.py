@@ -63,7 +63,7 @@ def _ways(
     if "plain" in options.ways:
         progress("base line: plain routed namespaces")
         plain = PlainRouting(stack.enter_context(PlainNetwork(options.servers, server_cpu)), options.family)
-        _drop_time_wait([plain])
+        drop_time_wait([plain])
         ways["plain"] = plain
         if len(options.ways) > 1:
             _rates([plain], options, 0, settings, figures, progress, "base_line_alone")
@@ -72,7 +72,7 @@ def _ways(
         if name in options.ways:
             progress(f"namespaces for {rules.title}")
             ways[name] = ThroughRules(stack.enter_context(RuleNetwork(rules, options.servers, server_cpu)))
-    _drop_time_wait(list(ways.values()))
+    drop_time_wait(list(ways.values()))
     return [ways[name] for name in options.ways]
 
 
@@ -90,13 +90,13 @@ def _lab_ways(
     family = options.family
     if asked & set(_LAB_WAYS):
         progress("lab with events on")
-        lab = stack.enter_context(LabNetwork(options.servers, server_cpu, events=True))
+        lab = stack.enter_context(LabNetwork(options.servers, server_cpu, "on"))
         ways["direct"] = Direct(lab, family, "direct", "pod to pod with waggle")
         ways["service"] = ClusterIP(lab, family, "service", "pod to ClusterIP with waggle")
         ways["service-packet"] = ClusterIPPerPacket(lab, family, "service-packet", "the same, translated per packet")
     if asked & set(_QUIET_WAYS):
         progress("lab with events off")
-        quiet = stack.enter_context(LabNetwork(options.servers, server_cpu, events=False))
+        quiet = stack.enter_context(LabNetwork(options.servers, server_cpu, "off", events="false"))
         ways["direct-quiet"] = Direct(quiet, family, "direct-quiet", "pod to pod, events off")
         ways["service-quiet"] = ClusterIP(quiet, family, "service-quiet", "pod to ClusterIP, events off")
     return ways
@@ -172,7 +172,7 @@ def _all_there(
     )
 
 
-def _drop_time_wait(ways: Sequence[Way]) -> None:
+def drop_time_wait(ways: Sequence[Way]) -> None:
     """See client.c on closing: no client may run out of ports, and no run may find the sockets of the one before."""
     for way in ways:
         way.client.set_sysctl("net.ipv4.tcp_max_tw_buckets", 0)

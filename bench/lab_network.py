@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from bench.plain import ACROSS_NODES, ONE_NODE, PORT
 from bench.service_ports import Endpoint, filler, manifests
 from bench.traffic import Test, target
 from bench.ways import CLUSTER_IPS, SERVICE_NAMES, SERVICE_PORTS, Way, filler_addresses, in_turn
-from waggle.lab import agents, lifecycle, processes
+from waggle.lab import lifecycle, processes
 from waggle.lab.layout import LabLayout
 from waggle.lab.record import load_lab, load_pods
 
@@ -37,20 +36,20 @@ _NODE_OF = {ONE_NODE: 1, ACROSS_NODES: 2}
 class LabNetwork:
     """Two nodes; a client pod on the first, `servers` serving pods on each, a Service per node. A context manager."""
 
-    def __init__(self, servers: int, server_cpu: int | None, events: bool) -> None:
+    def __init__(self, servers: int, server_cpu: int | None, tag: str, **settings: str) -> None:
+        """`settings` are those of the agents; `tag` (lower-case letters) keeps labs of one run apart."""
         self._servers = servers
         self._server_cpu = server_cpu
-        self._events = events
+        self._settings = settings
         self._fillers = 0
-        self.name = f"bench{os.getpid()}{'on' if events else 'off'}"
+        self.name = f"bench{os.getpid()}{tag}"
         self.lab = LabLayout(self.name, cgroup2())
         self._places: dict[str, Place] = {}
 
     def __enter__(self) -> LabNetwork:
         try:
-            waggle("lab", "up", "--name", self.name, "--nodes", "2", timeout=120)
-            if not self._events:
-                self._turn_events_off()
+            settings = [part for name, value in self._settings.items() for part in ("--set", f"{name}={value}")]
+            waggle("lab", "up", "--name", self.name, "--nodes", "2", *settings, timeout=120)
             self._apply()
         except BaseException:
             self.close()
@@ -102,19 +101,6 @@ class LabNetwork:
         return manifests(filler(number, [Endpoint(place.address(4), PORT) for place in self.servers(ONE_NODE)]))
 
     # -- building -----------------------------------------------------------------------------------------------
-
-    def _turn_events_off(self) -> None:
-        for node in self.lab.nodes(2):
-            with node.config.open("a") as file:
-                file.write("events: false\n")
-            agents.stop(node)
-            agents.start(node)
-        until = time.monotonic() + 60
-        for node in self.lab.nodes(2):
-            while not agents.is_ready(node):
-                if time.monotonic() > until:
-                    raise BenchError(f"the agent of {node.name} is not ready:\n{agents.log_tail(node.log)}")
-                time.sleep(0.05)
 
     def _apply(self) -> None:
         documents = [_pod("client", 1, ["sleep", "infinity"], [])]
@@ -194,7 +180,7 @@ def waggle(*arguments: str, timeout: float) -> str:
 def remove_leftover_labs() -> None:
     """Labs of runs that were killed."""
     for name in lifecycle.lab_names():
-        match = re.fullmatch(r"bench(\d+)(on|off)", name)
+        match = re.fullmatch(r"bench(\d+)[a-z]+", name)
         if match and not Path(f"/proc/{match[1]}").exists():
             waggle("lab", "down", "--name", name, timeout=120)
 

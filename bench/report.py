@@ -9,10 +9,11 @@ from bench.control_plane_report import control_plane
 from bench.disturbance import Disturbance
 from bench.first_packet_report import FirstPacketFigures
 from bench.north_south_report import NorthSouthFigures
-from bench.rounds import Rates, Spread
+from bench.pods_report import pods, rate_text, ratio_text
+from bench.rounds import Rates
 from bench.rule_sets import RULE_SETS
 from bench.tables import in_order, marked, services, table
-from bench.traffic import TESTS, Sample, Test
+from bench.traffic import TESTS, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Report:
             parts.append(self.first_packets.markdown())
         if self.north_south:
             parts.append(self.north_south.markdown())
+        if self.document.get("pods"):
+            parts.append(pods(self.document["pods"]))
         parts += [control_plane(scale) for scale in self.control_plane]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -101,7 +104,7 @@ class Report:
         rows = []
         for test in self.tests:
             cells = [self.rates.rate(size, placement, test.key, way) for way in self.ways]
-            rows.append([test.title, *(_rate(test, cell) for cell in cells)])
+            rows.append([test.title, *(rate_text(test, cell) for cell in cells)])
         return f"Rates with {services(size)}:\n\n" + table(["", *self.ways], rows)
 
     def _ratios(self, placement: str, size: int) -> str:
@@ -111,7 +114,7 @@ class Report:
         rows = []
         for test in self.tests:
             ratios = [self.rates.ratio(size, placement, test.key, c.way, c.to) for c in comparisons]
-            rows.append([test.title, *(_ratio(ratio) for ratio in ratios)])
+            rows.append([test.title, *(ratio_text(ratio) for ratio in ratios)])
         return f"Ratios with {services(size)}:\n\n" + table(["", *(c.title for c in comparisons)], rows)
 
     def _flatness(self) -> list[str]:
@@ -144,13 +147,3 @@ class Report:
                     rows.append([test.title, placement, f"{ratio:.3f}"])
         title = "The base line beside running labs, relative to the base line alone on the machine:"
         return f"{title}\n\n" + table(["", "", "beside / alone"], rows)
-
-
-def _rate(test: Test, rate: Spread) -> str:
-    if test.unit == "bit/s":
-        return f"{rate.median / 1e9:.2f} Gbit/s [{rate.low / 1e9:.2f}–{rate.high / 1e9:.2f}]"
-    return f"{rate.median:,.0f}/s [{rate.low:,.0f}–{rate.high:,.0f}]"
-
-
-def _ratio(ratio: Spread) -> str:
-    return f"{marked(ratio.median)} [{ratio.low:.2f}–{ratio.high:.2f}]"

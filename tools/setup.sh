@@ -19,6 +19,8 @@ if [ "$goal" != install ]; then needed+=([nft]=nftables); fi
 if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [ethtool]=ethtool); fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
+# a network for pods that it compares with
+if [ "$goal" = test ]; then needed+=([/usr/lib/cni/bridge]=containernetworking-plugins); fi
 
 missing=()
 for proof in "${!needed[@]}"; do

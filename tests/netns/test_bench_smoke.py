@@ -89,6 +89,9 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
     assert set(first) == {(s, way) for s in (1, 20) for way in ("direct", "service", "service-packet", *peers)}
     assert all(len(ns) == 200 and min(ns) > 1_000 for ns in first.values())
 
+    assert {row["way"] for row in document["pods"]} == {"plain", "bridge", "direct"}
+    assert all(row["rate"] > 0 for row in document["pods"])
+
     forwarded = {row["mode"]: row for row in document["north_south"]["runs"]}
     assert set(forwarded) == {"floor", "route", "tc-snat", "tc-dsr", "xdp-snat", "xdp-dsr", *peers}
     for row in forwarded.values():
@@ -102,7 +105,13 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
     assert len(scale["change_ms"]) == 5 and scale["burst_s"][0]["applied"] > 0
     report = (tmp_path / "report.md").read_text()
     assert report.strip() in output
-    for part in ("First packet", "North-south", "Control plane with 30 Services of 2 endpoints", "Not measured: IPVS"):
+    for part in (
+        "First packet",
+        "North-south",
+        "Pod to pod",
+        "Control plane with 30 Services of 2 endpoints",
+        "Not measured: IPVS",
+    ):
         assert part in report
     for name in ("ratios.svg", "peers.svg"):
         assert ElementTree.parse(tmp_path / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
