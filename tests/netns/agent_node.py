@@ -32,7 +32,7 @@ PLUGIN = Path(__file__).resolve().parents[2] / "src" / "waggle" / "bpf" / "waggl
 NODE4, NODE6 = "192.0.2.1", "2001:db8::1"
 PEER4, PEER6 = "192.0.2.2", "2001:db8::2"
 BPFFS = Path("/sys/fs/bpf")
-SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+SYSCTLS = ("net/ipv4/ip_forward", "net/ipv[46]/conf/*/forwarding", "net/ipv4/conf/*/accept_redirects")
 _JOIN = 'echo 0 > "$1/cgroup.procs" || exit 125; shift; exec "$@"'
 _numbers = itertools.count(1)
 
@@ -263,8 +263,10 @@ class AgentNode:
         return found | call_in_netns(self.netns, interfaces)
 
     def sysctls(self) -> dict[str, str]:
+        root = Path("/proc/sys")
         return call_in_netns(
-            self.netns, lambda: {name: Path("/proc/sys", name).read_text().strip() for name in SYSCTLS}
+            self.netns,
+            lambda: {str(p): p.read_text().strip() for pattern in SYSCTLS for p in sorted(root.glob(pattern))},
         )
 
     # -- traffic ------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels, version_of
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
+from waggle.reconcile.sysctls import Sysctls
 from waggle.reconcile.uplinks import TUNNELS, uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
@@ -127,6 +128,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets_due = asyncio.Event()
         self.ports = PortGuard(self.datapath, config.state_dir)
+        self.sysctls = Sysctls(config.state_dir)
         self._routes_due = True
         self._ranges_due = True
         self.unenforced: Mapping[str, str] = {}
@@ -164,7 +166,7 @@ class Agent:
         self.node = node_addresses(self.config.node_ip, self._netlink)
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
         self.tunnels = tunnels(self._netlink.links())
-        enable_forwarding()
+        enable_forwarding(self.sysctls)
         self.datapath.load(self.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])

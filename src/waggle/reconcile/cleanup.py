@@ -15,6 +15,7 @@ from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink, Route, Rule
 from waggle.reconcile import health_process, overlay
 from waggle.reconcile.reserved_ports import ReservedPorts
+from waggle.reconcile.sysctls import Sysctls
 
 POD_INTERFACE_PREFIX = "wag"
 Removed = list[tuple[str, str]]
@@ -67,6 +68,10 @@ def clean_node(
         reserved = ReservedPorts(state_dir)
         if reserved.any:
             remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)
+        sysctls = Sysctls(state_dir)
+        changed = ", ".join(name.replace("/", ".") for name in sysctls.recorded())
+        if changed:
+            remove("setting", changed, sysctls.restore)
         if state_dir.exists():
             remove("state", state_dir, lambda: shutil.rmtree(state_dir))
         if api_socket.exists():

@@ -5,42 +5,33 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from waggle.errors import KernelError
+from waggle.reconcile.sysctls import Sysctls
 
 log = logging.getLogger(__name__)
 
-_SYSCTLS = Path("/proc/sys")
-_FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+_IPV6_FORWARDING = "net/ipv6/conf/all/forwarding"
+# What the kernel sets along with the switch of a whole family: each interface's own, and whether redirects are heeded.
+_FORWARDING = {
+    "net/ipv4/ip_forward": ("net/ipv4/conf/*/forwarding", "net/ipv4/conf/*/accept_redirects"),
+    _IPV6_FORWARDING: ("net/ipv6/conf/*/forwarding",),
+}
 
 
-def enable_forwarding() -> None:
+def enable_forwarding(sysctls: Sysctls) -> None:
     """Turns on IP forwarding where it is off: without it the kernel's routes are not asked for pods' packets.
 
     Raises KernelError naming the setting that cannot be written.
     """
-    _keep_router_advertisements()
-    for name in _FORWARDING:
-        try:
-            if (_SYSCTLS / name).read_text().strip() != "1":
-                _write(name, "1")
-        except FileNotFoundError:
+    _keep_router_advertisements(sysctls)
+    for name, disturbs in _FORWARDING.items():
+        if not sysctls.set(name, "1", disturbs):
             log.warning("%s does not exist: this family is off in the kernel", name)
 
 
-def _keep_router_advertisements() -> None:
+def _keep_router_advertisements(sysctls: Sysctls) -> None:
     """A host that forwards IPv6 forgets its default router, unless told to listen all the same (accept_ra = 2)."""
-    forwarding = _SYSCTLS / "net/ipv6/conf/all/forwarding"
-    if not forwarding.exists() or forwarding.read_text().strip() == "1":
+    if sysctls.read(_IPV6_FORWARDING) in (None, "1"):
         return
-    for setting in (_SYSCTLS / "net/ipv6/conf").glob("*/accept_ra"):
-        if setting.parent.name != "all" and setting.read_text().strip() == "1":
-            _write(str(setting.relative_to(_SYSCTLS)), "2")
-
-
-def _write(name: str, value: str) -> None:
-    shown = name.replace("/", ".")
-    try:
-        (_SYSCTLS / name).write_text(value)
-    except OSError as error:
-        raise KernelError(f"cannot set {shown}: {error.strerror}", error.errno or 0) from error
-    log.info("set %s = %s", shown, value)
+    for name in sysctls.matching("net/ipv6/conf/*/accept_ra"):
+        if Path(name).parent.name != "all" and sysctls.read(name) == "1":
+            sysctls.set(name, "2")
