@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import ipaddress
+import itertools
 import socket
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -56,7 +57,9 @@ class AgentConfig:
         None, "Network namespace from which the Kubernetes API is reached (the lab uses it). Default: the agent's own."
     )
     pod_cidr: tuple[str, ...] = _setting(
-        (), "Pod address range of this node, at most one per family. Default: the Node object's podCIDRs."
+        (),
+        "Pod address ranges of this node; of several of one family the next is used when one is full. Default: the "
+        "Node object's podCIDRs.",
     )
     node_ip: tuple[str, ...] = _setting(
         (), "Address of this node, at most one per family. Default: those of the interface of the default route."
@@ -69,6 +72,17 @@ class AgentConfig:
         "Addresses of this node that serve NodePorts and health ports: networks, or 'primary' for the node IPs. "
         "Default: all; loopback addresses for processes of the node.",
     )
+    routing: str = _setting(
+        "auto",
+        "How pods of other nodes are reached: auto (natively where the other node's address is on a network of this "
+        "node, else by VXLAN), native, or vxlan. The same on all nodes.",
+    )
+    vxlan_port: int = _setting(
+        8472,
+        "UDP port of the tunnels between nodes, the same on all of them. Default: the one that firewalls between "
+        "nodes of Kubernetes usually let through, and not 4789, which hypervisors and switches take for theirs.",
+    )
+    vxlan_vni: int = _setting(119, "Number of the virtual network in the tunnels (VNI), the same on all nodes.")
     service_cidr: tuple[str, ...] = _setting(
         (),
         "Ranges that cluster addresses come from: traffic to an address there that no Service has is dropped; 'none' "
@@ -132,7 +146,8 @@ class AgentConfig:
         node_name = self.node_name or socket.gethostname().lower()  # as kubelet names its node
         if len(node_name) > 253 or not all((c.isascii() and c.isalnum()) or c in "-." for c in node_name):
             raise ConfigError(f"node-name: {node_name!r} is not a valid node name")
-        pod_cidr = _canonical("pod-cidr", self.pod_cidr, ipaddress.ip_network)
+        pod_cidr = _canonical("pod-cidr", self.pod_cidr, ipaddress.ip_network, many=True)
+        _refuse_overlaps("pod-cidr", pod_cidr)
         node_ip = _canonical("node-ip", self.node_ip, ipaddress.ip_address)
         non_masquerade = _canonical("non-masquerade", self.non_masquerade, ipaddress.ip_network, many=True)
         if len(non_masquerade) > MAX_NON_MASQUERADE:
@@ -145,12 +160,21 @@ class AgentConfig:
             raise ConfigError(f"log-level: {self.log_level!r} is not one of debug, info, warning, error")
         if self.drift_check < 0:
             raise ConfigError("drift-check: must not be negative")
-        for name, known in (("balancing", ("random", "maglev")), ("forwarding", ("snat", "dsr")), ("xdp", XDP_MODES)):
+        for name, known in (
+            ("balancing", ("random", "maglev")),
+            ("forwarding", ("snat", "dsr")),
+            ("xdp", XDP_MODES),
+            ("routing", ("auto", "native", "vxlan")),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
         for name in ("nat_tcp_timeout", "nat_udp_timeout"):
             if not 1 <= getattr(self, name) <= 1 << 24:
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 1 and {1 << 24} seconds")
+        if not 1 <= self.vxlan_port <= 65535:
+            raise ConfigError("vxlan-port: must lie between 1 and 65535")
+        if not 1 <= self.vxlan_vni < 1 << 24:
+            raise ConfigError(f"vxlan-vni: must lie between 1 and {(1 << 24) - 1}")
         for name in ("max_services", "max_backends", "max_nat"):
             if not 16 <= getattr(self, name) <= 1 << 24 and (name, self.max_nat) != ("max_nat", 0):
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 16 and {1 << 24}")
@@ -169,6 +193,13 @@ def _check_networks(name: str, values: tuple[str, ...], alone: str) -> None:
         except ValueError as error:
             hint = f"; {alone!r} stands alone" if value == alone else ""
             raise ConfigError(f"{name}: {error}{hint}") from error
+
+
+def _refuse_overlaps(name: str, values: tuple[str, ...]) -> None:
+    networks = [ipaddress.ip_network(value) for value in values]
+    for one, other in itertools.combinations(networks, 2):
+        if one.version == other.version and one.overlaps(other):
+            raise ConfigError(f"{name}: {one} and {other} overlap")
 
 
 def split_host_port(text: str) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from waggle.errors import KernelError, NotFound
-from waggle.kernel.netlink import RTPROT_WAGGLE, Address, Batch, Link, Monitor, Netlink, Route
+from waggle.kernel.netlink import RTPROT_WAGGLE, Address, Batch, FdbEntry, Link, Monitor, Netlink, Route, Vxlan
 from waggle.kernel.netns import call_in_netns, netns_cookie_of_self, netns_id, open_netns
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")]
@@ -328,3 +328,42 @@ def test_monitor_that_fell_behind_says_so(namespaces: tuple[Path, Path], netlink
         wait_for(monitor, [], lambda c: isinstance(c.subject, Route) and c.removed and c.subject.dst == networks[0])
     finally:
         monitor.close()
+
+
+# -- tunnels and rules
+
+
+@pytest.mark.parametrize("local", ["10.9.0.1", "fd09::1"])
+def test_vxlan(netlink: Netlink, local: str) -> None:
+    address, other = ipaddress.ip_address(local), ipaddress.ip_address(local.replace("1", "2", 1))
+    do(netlink, lambda b: b.create_vxlan("x0", vni=7, local=address, port=8472, mac="02:00:00:00:00:07", mtu=1400))
+    link = netlink.link_by_name("x0")
+    assert (link.kind, link.mac, link.mtu, link.up) == ("vxlan", "02:00:00:00:00:07", 1400, False)
+    assert link.vxlan == Vxlan(vni=7, local=address, port=8472, learning=False)
+    do(netlink, lambda b: b.set_vxlan_local(link.index, other))
+    changed = netlink.link_by_name("x0").vxlan
+    assert changed is not None and (changed.vni, changed.local, changed.port) == (7, other, 8472)
+
+    mac, there, elsewhere = "02:00:00:00:00:09", address + 8, address + 9
+    do(netlink, lambda b: b.add_fdb(link.index, mac, there))
+    assert netlink.fdb(link.index) == [FdbEntry(link.index, mac, there)]
+    do(netlink, lambda b: b.add_fdb(link.index, mac, elsewhere))  # it moved
+    assert netlink.fdb(link.index) == [FdbEntry(link.index, mac, elsewhere)]
+    do(netlink, lambda b: b.delete_fdb(link.index, mac, elsewhere))
+    assert netlink.fdb(link.index) == []
+    do(netlink, lambda b: b.delete_fdb(link.index, mac, elsewhere, missing_ok=True))
+
+
+def test_rules(netlink: Netlink) -> None:
+    pods = [ipaddress.ip_network(text) for text in ("10.244.1.0/24", "fd00:244::/64")]
+    for _ in range(2):  # the second time they are there
+        for src in pods:
+            do(netlink, lambda b, src=src: b.add_rule(src, table=11900, priority=119))
+    found = netlink.rules(protocol=RTPROT_WAGGLE)
+    assert [(rule.src, rule.table, rule.priority) for rule in found] == [(src, 11900, 119) for src in pods]
+    assert len(netlink.rules()) > len(found)  # the kernel's own
+    for src in pods:
+        do(netlink, lambda b, src=src: b.delete_rule(src, table=11900, priority=119))
+    assert netlink.rules(protocol=RTPROT_WAGGLE) == []
+    with pytest.raises(NotFound, match=r"delete rule for packets from 10\.244\.1\.0/24"):
+        do(netlink, lambda b: b.delete_rule(pods[0], table=11900, priority=119))

@@ -93,6 +93,9 @@ pod-cidr: [10.244.1.0/24, 'fd00:244:1::/64']
 node-ip: 192.168.1.10, fd00::10
 devices: [eth0, eth1]
 nodeport-addresses: [192.168.0.0/16, fd00::/8]
+routing: vxlan
+vxlan-port: 4789
+vxlan-vni: 7
 service-cidr: 10.96.0.0/12, fd00:96::/108
 masquerade: false
 non-masquerade: [10.0.0.0/8, 'fd00::/8']
@@ -285,10 +288,21 @@ def test_a_host_within_a_range_is_no_range():
     assert "has host bits set" in refused(pod_cidr=("10.244.1.5/24",))
 
 
-@pytest.mark.parametrize("name", ["pod_cidr", "node_ip"])
 @pytest.mark.parametrize("values", [("10.0.0.1", "10.0.0.2"), ("fd00::1", "10.0.0.1", "fd00::2")])
-def test_at_most_one_value_per_family(name: str, values: tuple[str, ...]):
-    assert refused(**{name: values}).startswith(f"{flag(name)}: more than one value of the same address family: ")
+def test_at_most_one_node_address_per_family(values: tuple[str, ...]):
+    assert refused(node_ip=values).startswith("node-ip: more than one value of the same address family: ")
+
+
+def test_several_pod_ranges_of_one_family_that_do_not_overlap():
+    ranges = ("10.244.1.0/24", "10.244.9.0/24", "fd00:1::/64")
+    assert load_config(None, {"pod_cidr": ranges}).pod_cidr == ranges
+    assert refused(pod_cidr=("10.244.0.0/16", "10.244.9.0/24")) == "pod-cidr: 10.244.0.0/16 and 10.244.9.0/24 overlap"
+
+
+def test_tunnels():
+    assert refused(routing="gre") == "routing: 'gre' is not one of auto, native, vxlan"
+    assert refused(vxlan_port=0).startswith("vxlan-port: must lie between 1 and 65535")
+    assert refused(vxlan_vni=1 << 24).startswith("vxlan-vni: must lie between 1 and 16777215")
 
 
 def test_addresses_become_canonical():

@@ -266,7 +266,7 @@ def test_a_slice_holds_at_most_a_thousand_endpoints():
         (POD, "- ip: 10.244.1.5", "- ip: here", 12, "'here' is not an IP address"),
         (POD, "podIPs:", "conditions: [{type: Ready, status: True}]\n  podIPs:", 11, 'write it in quotes: "True"'),
         (NODE, "10.244.1.0/24", "10.244.1.7/24", 6, "bits set beyond its prefix; the range is 10.244.1.0/24"),
-        (NODE, '"fd00:10:244:1::/64"', "10.244.2.0/24", 6, "two ranges of one family"),
+        (NODE, '"fd00:10:244:1::/64"', "10.244.1.64/26", 6, "overlaps with 10.244.1.0/24"),
         (SERVICE_CIDR, "10.96.0.0/16", "10.96.0.1/16", 7, "bits set beyond its prefix; the range is 10.96.0.0/16"),
         (SERVICE_CIDR, '"fd00:10:96::/112"', "10.97.0.0/16", 8, "two ranges of one family"),
         (
@@ -484,3 +484,7 @@ def test_the_examples_are_right():
         assert not seen & manifest.objects.keys(), "an object in two files"
         seen |= manifest.objects.keys()
     assert {identity.kind for identity in seen} == set(KINDS) - {"Node", "ServiceCIDR"}
+
+
+def test_a_node_may_have_several_ranges_of_one_family():
+    assert errors(NODE.replace('"fd00:10:244:1::/64"', "10.244.2.0/24", 1)) == []

@@ -34,13 +34,14 @@ from waggle.model.choice import NodeFacts
 from waggle.model.health import is_leaving
 from waggle.model.host_port import HostPortOwner, PodPorts, changed, faults, node_host_ports
 from waggle.model.interface import PodInterface
-from waggle.model.objects import ObjectKey
+from waggle.model.objects import Node, ObjectKey
 from waggle.model.service import Balancing, Forwarding, ignored_annotations, open_families
 from waggle.model.vip import pod_cidrs, service_ranges, taken_networks
 from waggle.observe.events import EventReader
 from waggle.observe.names import Names
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
+from waggle.plan.routing import Place, RoutePlan, Routing, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
 from waggle.reconcile.cleanup import is_pod_interface
@@ -55,11 +56,11 @@ from waggle.reconcile.forwarding import enable_forwarding
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
+from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels, version_of
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
-from waggle.reconcile.routes import PodRoute, sync_routes, unaddressed_ranges, wanted_routes
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.sysctls import Sysctls
-from waggle.reconcile.uplinks import uplinks
+from waggle.reconcile.uplinks import TUNNELS, uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
 from waggle.sources.cni import CniService
@@ -102,6 +103,7 @@ class Agent:
         self.datapath = Datapath(config)
         self.node = NodeAddresses("", "", frozenset())
         self.devices: list[tuple[str, int]] = []
+        self.tunnels: list[tuple[str, int]] = []
         self.sources: dict[str, Source] = {}
         self.attached = False  # the programs that this agent loaded are at work
         self.network_offered = False  # container runtimes have been told
@@ -113,8 +115,8 @@ class Agent:
         self.host_ports: dict[HostPortOwner, PodPorts] = {}
         self.written = Flush()  # since the start
         self.last_error = ""
-        self.unrouted: dict[PodRoute, str] = {}
-        self.unaddressed: dict[IPNetwork, str] = {}
+        self.routes = RoutePlan((), (), {}, {})
+        self.unrouted: Mapping[IPNetwork, str] = {}
         self.last_updated = self.started  # when everything known was in the tables
         self.unmet: dict[ObjectKey, set[str]] = {}  # Services with a policy Local whose endpoints are elsewhere
         self._times = ChangeTimes(self.started)
@@ -163,6 +165,7 @@ class Agent:
         begin = time.monotonic()
         self.node = node_addresses(self.config.node_ip, self._netlink)
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
+        self.tunnels = tunnels(self._netlink.links())
         enable_forwarding(self.sysctls)
         self.datapath.load(self.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
@@ -216,7 +219,7 @@ class Agent:
     def _attach(self) -> None:
         with self._node_lock:
             self.datapath.attach_sockets()
-            self.datapath.attach_devices(self.devices)
+            self.datapath.attach_devices([*self.devices, *self.tunnels])
             self._attach_pods()
             self.datapath.take_over_flows()
             self.datapath.forget_missing_netns()
@@ -524,13 +527,39 @@ class Agent:
             self._dirty.set()
 
     async def _sync_routes(self) -> None:
-        wanted = wanted_routes(self.store.nodes.values(), self.config.node_name)
-        self.unaddressed = unaddressed_ranges(self.store.nodes.values(), self.config.node_name)
-        failed = await asyncio.to_thread(sync_routes, wanted, self._netlink)
-        for route, reason in failed.items():
-            if route not in self.unrouted:
-                log.warning("no route to pods %s: %s", route.dst, reason)
-        self.unrouted = failed
+        unrouted = await asyncio.to_thread(self._follow_routes, list(self.store.nodes.values()), self.pod_ranges())
+        for cidr, reason in unrouted.items():
+            if cidr not in self.unrouted:
+                log.warning("no route to pods %s: %s", cidr, reason)
+        self.unrouted = unrouted
+
+    def _follow_routes(self, nodes: list[Node], ranges: list[IPNetwork]) -> dict[IPNetwork, str]:
+        """Tunnels, the programs on them, then what leads there. Which pod ranges cannot be reached, and why.
+        Blocking."""
+        config = self.config
+        settings = TunnelSettings(config.node_name, config.vxlan_vni, config.vxlan_port)
+        with self._node_lock:
+            plan = plan_routing(nodes, self._place(ranges), Routing(config.routing))
+            found = make_tunnels(plan, settings, self._uplink_mtu(), self._netlink)
+            if found != self.tunnels or not self.datapath.runs_on(found):
+                self.tunnels = found
+                self.datapath.attach_devices([*self.devices, *found])
+            failed = sync_routes(plan, ranges, self._netlink)
+            self.routes = plan
+        return {**plan.problems, **failed}
+
+    def _place(self, ranges: list[IPNetwork]) -> Place:
+        """Where this node stands, as far as its kernel knows."""
+        ours = {link.index for link in self._netlink.links() if is_tunnel(link)}
+        addresses = [address for address in self._netlink.addresses() if address.ifindex not in ours]
+        fallback = {address.version: address for address in map(ipaddress.ip_address, self.node.snat)}
+        return Place(
+            name=self.config.node_name,
+            every=frozenset(address.ip for address in addresses),
+            networks=tuple(address.interface.network for address in addresses if not address.ip.is_loopback),
+            ranges=tuple(ranges),
+            fallback={v: a for v, a in fallback.items() if any(a == address.ip for address in addresses)},
+        )
 
     async def _abort_stale_sockets(self) -> None:
         """Follows UDP Services that lose backends: connected sockets must not stay with one that serves no more."""
@@ -619,6 +648,7 @@ class Agent:
     def _follow_node(self) -> None:
         node = node_addresses(self.config.node_ip, self._netlink)
         devices = uplinks(self.config.devices, node.snat, self._netlink)
+        found = tunnels(self._netlink.links())
         if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
             log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
             with self.pods_lock:
@@ -628,14 +658,15 @@ class Agent:
                 self.devices = []
                 self._attach_pods()
         self.datapath.set_node_addresses(node)
-        if self.attached and (devices != self.devices or not self.datapath.runs_on(devices)):
-            log.info("uplinks are now %s", ", ".join(name for name, _ in devices) or "none")
-            self.datapath.attach_devices(devices)
+        every = [*devices, *found]
+        if self.attached and (every != [*self.devices, *self.tunnels] or not self.datapath.runs_on(every)):
+            log.info("uplinks are now %s", ", ".join(name for name, _ in every) or "none")
+            self.datapath.attach_devices(every)
         elif self.attached:
             self.datapath.follow_uplinks(devices)
         if self.attached:
             self.datapath.take_over_flows()
-        self.node, self.devices = node, devices
+        self.node, self.devices, self.tunnels = node, devices, found
 
     # -- facts --------------------------------------------------------------------------------------------------
 
@@ -657,7 +688,14 @@ class Agent:
         return pod_cidrs(node) if node is not None else []
 
     def mtu(self) -> int:
-        """MTU for pods: the smallest of the uplinks, 1500 without any."""
+        """MTU for a new pod: that of the uplinks, less what tunnels add where there are some."""
+        versions = {version_of(link) for link in self._netlink.links() if is_tunnel(link)}
+        if not versions and self.config.routing == Routing.VXLAN:
+            versions = {4 if self.node.ip4 else 6}
+        return self._uplink_mtu() - max((OVERHEAD[version] for version in versions), default=0)
+
+    def _uplink_mtu(self) -> int:
+        """The smallest of the uplinks, 1500 without any."""
         sizes = []
         for _, ifindex in self.devices:
             try:
@@ -688,8 +726,7 @@ class Agent:
         found += [Problem(f"uplink {name}", reason) for name, reason in self.datapath.xdp_problems.items()]
         if self.maglev.problem:
             found.append(Problem("Maglev tables", self.maglev.problem))
-        found += [Problem(f"pod range {route.dst}", reason) for route, reason in self.unrouted.items()]
-        found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unaddressed.items()]
+        found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unrouted.items()]
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
@@ -704,6 +741,10 @@ class Agent:
             return [Problem("CNI", "no pod range (podCIDR) is known for this node yet: runtimes have no network")]
         return cni_install.problems(conf_dir)
 
+    def _behind(self, tunnel: str) -> list[str]:
+        """The nodes that a tunnel interface leads to."""
+        return [peer.name for peer in self.routes.peers if TUNNELS[peer.at.version] == tunnel]
+
     @property
     def problem_count(self) -> int:
         return len(self.problems())
@@ -716,6 +757,7 @@ class Agent:
             "synced": self.synced,
             "addresses": {"ipv4": self.node.ip4, "ipv6": self.node.ip6},
             "devices": [name for name, _ in self.devices],
+            "tunnels": {name: self._behind(name) for name, _ in self.tunnels},
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
             "bpfRoot": str(self.config.bpf_root),

@@ -31,6 +31,9 @@ def agent(
     nodeport_addresses: Annotated[
         list[str] | None, typer.Option(help=_HELP["nodeport_addresses"] + " Repeat or separate by commas.")
     ] = None,
+    routing: Annotated[str | None, typer.Option(help=_HELP["routing"])] = None,
+    vxlan_port: Annotated[int | None, typer.Option(help=_HELP["vxlan_port"])] = None,
+    vxlan_vni: Annotated[int | None, typer.Option(help=_HELP["vxlan_vni"])] = None,
     service_cidr: Annotated[
         list[str] | None, typer.Option(help=_HELP["service_cidr"] + " Repeat or separate by commas.")
     ] = None,
@@ -75,6 +78,9 @@ def agent(
         "node_ip": _flat(node_ip),
         "devices": _flat(devices),
         "nodeport_addresses": _flat(nodeport_addresses),
+        "routing": routing,
+        "vxlan_port": vxlan_port,
+        "vxlan_vni": vxlan_vni,
         "service_cidr": _flat(service_cidr),
         "masquerade": masquerade,
         "non_masquerade": _flat(non_masquerade),

@@ -66,6 +66,15 @@ def up(
             metavar="FILE", help="Let the agents watch this Kubernetes API as well, reached from this machine."
         ),
     ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(
+            "--segments",
+            metavar="N",
+            help="How many networks the nodes are on, in turns, with a router in between that lets no pod's packets "
+            "through. Default: one.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,7 +93,12 @@ def up(
     from waggle.lab import lifecycle, status
 
     problems = lifecycle.up(
-        name, _progress(), nodes=nodes, kubeconfig=kubeconfig, settings=parse_settings(settings or [])
+        name,
+        _progress(),
+        nodes=nodes,
+        kubeconfig=kubeconfig,
+        settings=parse_settings(settings or []),
+        segments=segments,
     )
     lab, record = lifecycle.find_lab(name)
     if output is OutputFormat.JSON:

@@ -27,6 +27,7 @@ from waggle.kernel.netlink_wire import (
     ARPHRD_ETHER,
     RTPROT_WAGGLE,
     Address,
+    FdbEntry,
     IPAddress,
     IPInterface,
     IPNetwork,
@@ -34,6 +35,8 @@ from waggle.kernel.netlink_wire import (
     Neighbour,
     NextHop,
     Route,
+    Rule,
+    Vxlan,
 )
 from waggle.kernel.netns import call_in_netns, call_in_netns_fd
 
@@ -43,6 +46,7 @@ __all__ = [
     "Address",
     "Batch",
     "Change",
+    "FdbEntry",
     "IPAddress",
     "IPInterface",
     "IPNetwork",
@@ -52,6 +56,8 @@ __all__ = [
     "Netlink",
     "NextHop",
     "Route",
+    "Rule",
+    "Vxlan",
 ]
 
 T = TypeVar("T")
@@ -224,6 +230,20 @@ class Netlink:
             header = wire.NDMSG.pack(family, 0, 0, 0, 0)
             found += self._dump(wire.RTM_GETNEIGH, header, wire.RTM_NEWNEIGH, wire.decode_neighbour)
         return [entry for entry in found if not ifindex or entry.ifindex == ifindex]
+
+    def fdb(self, ifindex: int) -> list[FdbEntry]:
+        """Where a VXLAN interface sends packets."""
+        header = wire.NDMSG.pack(wire.AF_BRIDGE, ifindex, 0, 0, 0)
+        found = self._dump(wire.RTM_GETNEIGH, header, wire.RTM_NEWNEIGH, wire.decode_fdb)
+        return [entry for entry in found if entry.ifindex == ifindex]
+
+    def rules(self, *, protocol: int | None = None) -> list[Rule]:
+        """Routing rules of both families and, where given, of one protocol."""
+        found: list[Rule] = []
+        for family in (wire.AF_INET, wire.AF_INET6):
+            header = wire.RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            found += self._dump(wire.RTM_GETRULE, header, wire.RTM_NEWRULE, wire.decode_rule)
+        return [rule for rule in found if protocol is None or rule.protocol == protocol]
 
     def default_route_devices(self) -> list[str]:
         """Names of the interfaces that carry a default route, of either family, lowest metric first."""

@@ -75,6 +75,32 @@ class Batch:
         body = _ifinfo(0, up or None) + _link_attributes(name=name, mac=mac, mtu=mtu) + info
         self._add(wire.RTM_NEWLINK, _CREATE, body, f"create {kind} {name}")
 
+    def create_vxlan(
+        self, name: str, *, vni: int, local: IPAddress, port: int, mac: str | None = None, mtu: int = 0
+    ) -> None:
+        """A VXLAN interface that sends from `local`, learns nothing and floods nothing: it knows what
+        `add_fdb` says. It comes without an IPv6 link-local address. EEXIST if `name` exists, or one like it.
+        """
+        local_kind = wire.IFLA_VXLAN_LOCAL if local.version == 4 else wire.IFLA_VXLAN_LOCAL6
+        data = wire.nested(
+            wire.IFLA_INFO_DATA,
+            wire.u32(wire.IFLA_VXLAN_ID, vni),
+            wire.attribute(local_kind, local.packed),
+            wire.attribute(wire.IFLA_VXLAN_PORT, port.to_bytes(2, "big")),
+            wire.attribute(wire.IFLA_VXLAN_LEARNING, b"\0"),
+        )
+        info = wire.nested(wire.IFLA_LINKINFO, wire.text(wire.IFLA_INFO_KIND, "vxlan"), data)
+        body = _ifinfo(0, None) + _link_attributes(name=name, mac=mac, mtu=mtu) + info
+        what = f"create VXLAN interface {name} (VNI {vni}, UDP port {port}, from {local})"
+        self._add(wire.RTM_NEWLINK, _CREATE, body, what)
+
+    def set_vxlan_local(self, link: int, local: IPAddress) -> None:
+        """The address that a VXLAN interface sends from; of the same family as before."""
+        local_kind = wire.IFLA_VXLAN_LOCAL if local.version == 4 else wire.IFLA_VXLAN_LOCAL6
+        data = wire.nested(wire.IFLA_INFO_DATA, wire.attribute(local_kind, local.packed))
+        info = wire.nested(wire.IFLA_LINKINFO, wire.text(wire.IFLA_INFO_KIND, "vxlan"), data)
+        self._add(wire.RTM_NEWLINK, 0, _ifinfo(link, None) + info, f"set the address of VXLAN interface {link}")
+
     def set_link(
         self,
         link: int | str,
@@ -176,6 +202,39 @@ class Batch:
         body = wire.NDMSG.pack(wire.family_of(ip), ifindex, 0, 0, 0) + wire.attribute(wire.NDA_DST, ip.packed)
         what = f"delete neighbour {ip} of interface {ifindex}"
         self._add(wire.RTM_DELNEIGH, 0, body, what, MISSING if missing_ok else _NONE)
+
+    def add_fdb(self, ifindex: int, mac: str, dst: IPAddress) -> None:
+        """A VXLAN interface sends packets to `mac` to the machine at `dst`, and no longer to another one."""
+        body = wire.NDMSG.pack(wire.AF_BRIDGE, ifindex, wire.NUD_PERMANENT, wire.NTF_SELF, 0)
+        body += wire.attribute(wire.NDA_LLADDR, wire.mac_bytes(mac)) + wire.attribute(wire.NDA_DST, dst.packed)
+        self._add(wire.RTM_NEWNEIGH, _REPLACE, body, f"send packets to {mac} on interface {ifindex} to {dst}")
+
+    def delete_fdb(self, ifindex: int, mac: str, dst: IPAddress | None, *, missing_ok: bool = False) -> None:
+        body = wire.NDMSG.pack(wire.AF_BRIDGE, ifindex, 0, wire.NTF_SELF, 0)
+        body += wire.attribute(wire.NDA_LLADDR, wire.mac_bytes(mac))
+        if dst is not None:
+            body += wire.attribute(wire.NDA_DST, dst.packed)
+        what = f"delete the forwarding entry of {mac} on interface {ifindex}"
+        self._add(wire.RTM_DELNEIGH, 0, body, what, MISSING if missing_ok else _NONE)
+
+    def add_rule(self, src: IPNetwork, *, table: int, priority: int) -> None:
+        """Packets from `src` ask `table`; nothing where there is such a rule already."""
+        what = f"add rule for packets from {src} to ask table {table}"
+        self._add(wire.RTM_NEWRULE, _CREATE, _rule_body(src, table, priority), what, _EXISTS)
+
+    def delete_rule(self, src: IPNetwork, *, table: int, priority: int, missing_ok: bool = False) -> None:
+        what = f"delete rule for packets from {src} to ask table {table}"
+        tolerated = MISSING if missing_ok else _NONE
+        self._add(wire.RTM_DELRULE, 0, _rule_body(src, table, priority), what, tolerated)
+
+
+def _rule_body(src: IPNetwork, table: int, priority: int) -> bytes:
+    short_table = table if table < 256 else wire.RT_TABLE_COMPAT
+    family, length = wire.family_of(src), src.prefixlen
+    body = wire.RULE.pack(family, 0, length, 0, short_table, 0, 0, wire.FR_ACT_TO_TBL, 0)
+    body += wire.attribute(wire.FRA_SRC, src.network_address.packed)
+    body += wire.u32(wire.FRA_PRIORITY, priority) + wire.u32(wire.FRA_TABLE, table)
+    return body + wire.attribute(wire.FRA_PROTOCOL, bytes([RTPROT_WAGGLE]))
 
 
 def _ifinfo(index: int, up: bool | None) -> bytes:

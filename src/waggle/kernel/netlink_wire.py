@@ -21,7 +21,7 @@ IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 RTPROT_WAGGLE = 119
 ARPHRD_ETHER = 1
 
-AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
+AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
@@ -34,6 +34,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
@@ -42,6 +43,7 @@ IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD = 0x02
@@ -57,12 +59,17 @@ RTM_F_CLONED = 0x200
 
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
+NTF_SELF = 0x02
+
+FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 2, 6, 15, 21
+FR_ACT_TO_TBL = 1
 
 NLMSG_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
+RULE = RTMSG  # struct fib_rule_hdr: family, dst len, src len, tos, table, -, -, action, flags
 RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _U32 = struct.Struct("=I")
@@ -73,9 +80,19 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 @dataclass(frozen=True, slots=True)
+class Vxlan:
+    """What makes a VXLAN interface: `local` is the address its packets are sent from."""
+
+    vni: int
+    local: IPAddress | None
+    port: int
+    learning: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A network interface. `type` is ARPHRD_*. `peer_index` is IFLA_LINK: a veth's peer, in the namespace
-    `peer_netnsid` if not None.
+    `peer_netnsid` if not None. `vxlan`: of such an interface.
     """
 
     index: int
@@ -88,6 +105,7 @@ class Link:
     peer_index: int
     peer_netnsid: int | None
     type: int = ARPHRD_ETHER
+    vxlan: Vxlan | None = None
 
     @property
     def up(self) -> bool:
@@ -154,6 +172,26 @@ class Neighbour:
     @property
     def permanent(self) -> bool:
         return bool(self.state & NUD_PERMANENT)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """An entry of a VXLAN interface: packets to `mac` go to the machine at `dst`."""
+
+    ifindex: int
+    mac: str
+    dst: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A routing rule: packets from `src` (None: from anywhere) ask `table`."""
+
+    family: int
+    src: IPNetwork | None
+    table: int
+    priority: int
+    protocol: int
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -223,18 +261,31 @@ def decode_link(body: memoryview) -> Link:
     _, hardware, index, flags, _ = IFINFOMSG.unpack_from(body)
     found = _selected(body, IFINFOMSG.size, _LINK_ATTRIBUTES)
     netnsid = found.get(IFLA_LINK_NETNSID)
-    info = found.get(IFLA_LINKINFO)
+    info = dict(attributes(found[IFLA_LINKINFO])) if IFLA_LINKINFO in found else {}
+    kind = _string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else ""
     return Link(
         index=index,
         name=_string(found[IFLA_IFNAME]) if IFLA_IFNAME in found else "",
         mac=_mac(found[IFLA_ADDRESS]) if IFLA_ADDRESS in found else "",
         mtu=_number(found[IFLA_MTU]) if IFLA_MTU in found else 0,
         flags=flags,
-        kind=next((_string(raw) for kind, raw in attributes(info) if kind == IFLA_INFO_KIND), "") if info else "",
+        kind=kind,
         master=_number(found[IFLA_MASTER]) if IFLA_MASTER in found else 0,
         peer_index=_number(found[IFLA_LINK]) if IFLA_LINK in found else 0,
         peer_netnsid=_I32.unpack_from(netnsid)[0] if netnsid is not None else None,
         type=hardware,
+        vxlan=_vxlan(info[IFLA_INFO_DATA]) if kind == "vxlan" and IFLA_INFO_DATA in info else None,
+    )
+
+
+def _vxlan(data: memoryview) -> Vxlan:
+    found = dict(attributes(data))
+    local = found.get(IFLA_VXLAN_LOCAL, found.get(IFLA_VXLAN_LOCAL6))
+    return Vxlan(
+        vni=_number(found[IFLA_VXLAN_ID]) if IFLA_VXLAN_ID in found else 0,
+        local=_ip(local) if local is not None else None,
+        port=int.from_bytes(found[IFLA_VXLAN_PORT], "big") if IFLA_VXLAN_PORT in found else 0,
+        learning=bool(found[IFLA_VXLAN_LEARNING][0]) if IFLA_VXLAN_LEARNING in found else False,
     )
 
 
@@ -333,3 +384,27 @@ def decode_neighbour(body: memoryview) -> Neighbour:
     if ip is None:
         raise ValueError("a neighbour message without an address")
     return Neighbour(ifindex, ip, mac, state)
+
+
+def decode_fdb(body: memoryview) -> FdbEntry:
+    """From the body of RTM_NEWNEIGH (family AF_BRIDGE)."""
+    _, ifindex, _, _, _ = NDMSG.unpack_from(body)
+    found = dict(attributes(body[NDMSG.size :]))
+    return FdbEntry(
+        ifindex,
+        _mac(found[NDA_LLADDR]) if NDA_LLADDR in found else "",
+        _ip(found[NDA_DST]) if NDA_DST in found else None,
+    )
+
+
+def decode_rule(body: memoryview) -> Rule:
+    """From the body of RTM_NEWRULE (families IPv4 and IPv6)."""
+    family, _, length, _, table, _, _, _, _ = RULE.unpack_from(body)
+    found = dict(attributes(body[RULE.size :]))
+    return Rule(
+        family=family,
+        src=ipaddress.ip_network((bytes(found[FRA_SRC]), length)) if FRA_SRC in found else None,
+        table=_number(found[FRA_TABLE]) if FRA_TABLE in found else table,
+        priority=_number(found[FRA_PRIORITY]) if FRA_PRIORITY in found else 0,
+        protocol=found[FRA_PROTOCOL][0] if FRA_PROTOCOL in found else 0,
+    )

@@ -21,11 +21,13 @@ CLIENT = "client"
 #: The underlay: the switch and the gateway of the nodes.
 UNDERLAY = "net"
 MAX_NODES = 200
+MAX_SEGMENTS = 9
 DEFAULT_NODES = 2
 DEFAULT_LAB = "default"
 
-GATEWAY_V4, GATEWAY_V6 = "10.77.0.1", "fd00:77::1"
 PREFIX_V4, PREFIX_V6 = 24, 64
+#: What pods have, on all nodes together.
+POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 #: Addresses that Services get which come without: Kubernetes' usual ranges.
 SERVICE_CIDR_V4, SERVICE_CIDR_V6 = "10.96.0.0/16", "fd00:10:96::/112"
 NODE_PORTS = range(30000, 32768)
@@ -55,6 +57,26 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """One network of the underlay: a switch, and a gateway to the others. `index` counts from 0."""
+
+    index: int = 0
+
+    @property
+    def bridge(self) -> str:
+        return f"br{self.index}"
+
+    @property
+    def gateways(self) -> tuple[str, str]:
+        return self.addresses(1)
+
+    def addresses(self, host: int) -> tuple[str, str]:
+        """IPv4 and IPv6 address of a machine there, without prefix length."""
+        middle = f"0:{self.index}:" if self.index else ""
+        return f"10.77.{self.index}.{host}", f"fd00:77:{middle}:{host}"
+
+
+@dataclass(frozen=True, slots=True)
 class NodeLayout:
     """One node. `index` counts from 1."""
 
@@ -63,6 +85,7 @@ class NodeLayout:
     run: Path
     state: Path
     bpf: Path
+    segment: Segment = Segment()
 
     @property
     def name(self) -> str:
@@ -71,7 +94,7 @@ class NodeLayout:
     @property
     def addresses(self) -> tuple[str, str]:
         """IPv4 and IPv6 address on the underlay, without prefix length."""
-        return f"10.77.0.{10 + self.index}", f"fd00:77::{10 + self.index}"
+        return self.segment.addresses(10 + self.index)
 
     @property
     def pod_cidrs(self) -> tuple[str, str]:
@@ -124,10 +147,11 @@ class PodLayout:
 
 @dataclass(frozen=True, slots=True)
 class LabLayout:
-    """One lab. `cgroup_mount` is where cgroup2 is mounted."""
+    """One lab. `cgroup_mount` is where cgroup2 is mounted. Its nodes take turns on the segments of its underlay."""
 
     name: str
     cgroup_mount: Path
+    segment_count: int = 1
 
     def __post_init__(self) -> None:
         if not _LAB_NAME.fullmatch(self.name):
@@ -200,7 +224,12 @@ class LabLayout:
             run=self.run / name,
             state=self.state / name,
             bpf=self.bpf / name,
+            segment=Segment((index - 1) % self.segment_count),
         )
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [Segment(index) for index in range(self.segment_count)]
 
     def nodes(self, count: int) -> list[NodeLayout]:
         return [self.node(index) for index in range(1, count + 1)]

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from waggle.lab import agents, cni, namespaces, pods, processes, published, requ
 from waggle.lab.layout import (
     DEFAULT_NODES,
     MAX_NODES,
+    MAX_SEGMENTS,
     RUN_ROOT,
     SERVICE_CIDR_V4,
     SERVICE_CIDR_V6,
@@ -41,7 +43,7 @@ def find_lab(name: str) -> tuple[LabLayout, LabRecord]:
         others = lab_names()
         known = f"; there is: {', '.join(others)}" if others else ""
         raise LabError(f"there is no lab {name!r}{known}. Start one: waggle lab up --name {name}")
-    return lab, record
+    return replace(lab, segment_count=record.segments), record
 
 
 def lab_names() -> list[str]:
@@ -56,6 +58,7 @@ def up(
     nodes: int | None = None,
     kubeconfig: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    segments: int | None = None,
 ) -> list[str]:
     """Starts the lab, or brings back what is missing from it. None keeps what the lab has.
 
@@ -67,7 +70,8 @@ def up(
         if load_lab(lab) is None and _remains(lab):
             say(f"an earlier `down` of lab {name!r} was interrupted: finishing it first")
             _remove_all(lab, say)
-        record = _wanted(lab, nodes, kubeconfig, settings or {})
+        record = _wanted(lab, nodes, kubeconfig, settings or {}, segments)
+        lab = replace(lab, segment_count=record.segments)
         save_lab(lab, record)
         lab.manifests.mkdir(parents=True, exist_ok=True)
         if record.kubeconfig is not None:
@@ -108,7 +112,9 @@ def down(name: str, say: Say) -> bool:
     return found
 
 
-def _wanted(lab: LabLayout, nodes: int | None, kubeconfig: Path | None, settings: Mapping[str, Any]) -> LabRecord:
+def _wanted(
+    lab: LabLayout, nodes: int | None, kubeconfig: Path | None, settings: Mapping[str, Any], segments: int | None
+) -> LabRecord:
     known = load_lab(lab)
     count = nodes if nodes is not None else known.nodes if known else DEFAULT_NODES
     if not 1 <= count <= MAX_NODES:
@@ -118,12 +124,20 @@ def _wanted(lab: LabLayout, nodes: int | None, kubeconfig: Path | None, settings
             f"lab {lab.name!r} has {known.nodes} nodes; nodes can be added, not removed: "
             f"waggle lab down --name {lab.name} first"
         )
+    parts = segments if segments is not None else known.segments if known else 1
+    if not 1 <= parts <= MAX_SEGMENTS:
+        raise LabError(f"a lab's underlay has 1 to {MAX_SEGMENTS} segments, not {parts}")
+    if known and parts != known.segments:
+        raise LabError(
+            f"lab {lab.name!r} has an underlay of {_count(known.segments, 'segment')}, which cannot be changed: "
+            f"waggle lab down --name {lab.name} first"
+        )
     merged = {**(known.settings if known else {}), **settings}
     if kubeconfig is None:
-        return LabRecord(count, known.kubeconfig if known else None, merged)
+        return LabRecord(count, known.kubeconfig if known else None, merged, parts)
     if not kubeconfig.is_file():
         raise LabError(f"{kubeconfig} does not exist")
-    return LabRecord(count, str(kubeconfig.absolute()), merged)
+    return LabRecord(count, str(kubeconfig.absolute()), merged, parts)
 
 
 def _publish_node(lab: LabLayout, node: NodeLayout, record: LabRecord) -> None:

@@ -26,6 +26,7 @@ class LabRecord(msgspec.Struct, frozen=True):
     kubeconfig: str | None = None
     #: Settings of every agent, beyond those that make the lab.
     settings: dict[str, Any] = {}
+    segments: int = 1
 
 
 class PodRecord(msgspec.Struct, frozen=True):

@@ -6,7 +6,10 @@
       └── waggle-LAB-client: eth0 10.77.0.2, fd00:77::2, outside the cluster
 
 The gateway knows no route to pods: like a real network's, it answers "unreachable". Nodes reach each other's pods by
-the routes their agents set, on the shared link. Nothing here ever touches the namespace of the caller.
+the routes their agents set, on the shared link. With more segments than one, nodes take turns on br0, br1, …
+(10.77.1.0/24 and fd00:77:0:1::/64), and the gateway routes between them: machines' addresses, and nothing that comes
+from a pod.
+Nothing here ever touches the namespace of the caller.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import subprocess
 
 from waggle.errors import LabError
 from waggle.lab import namespaces
-from waggle.lab.layout import GATEWAY_V4, GATEWAY_V6, PREFIX_V4, PREFIX_V6, LabLayout, NodeLayout, Place
+from waggle.lab.layout import POD_NETWORKS, PREFIX_V4, PREFIX_V6, LabLayout, NodeLayout, Place, Segment
 
-_CLIENT_ADDRESSES = ("10.77.0.2", "fd00:77::2")
+_CLIENT_ADDRESSES = Segment().addresses(2)
 
 # Addresses are usable at once and nobody but the lab configures anything; rp_filter would drop packets whose way
 # back goes through a BPF redirect. "default" counts for interfaces made later, "all" for those that exist.
@@ -41,44 +44,47 @@ _SYSCTLS = (
 
 
 def create_switch(lab: LabLayout) -> bool:
-    """The underlay's namespace with its bridge. True when the namespace was made now."""
+    """The underlay's namespace with a bridge for each segment. True when the namespace was made now."""
     place = lab.underlay
     created = namespaces.create_place(place)
     namespaces.write_sysctls(place.netns, _SYSCTLS)
-    if "br0" not in _links(place):
-        namespaces.ip_batch(
-            place.netns,
-            [f"link add br0 address {_mac(GATEWAY_V4)} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"],
-        )
-    namespaces.ip_batch(
-        place.netns,
-        [
-            "link set lo up",
-            "link set br0 up",
-            f"address replace {GATEWAY_V4}/{PREFIX_V4} dev br0",
-            f"address replace {GATEWAY_V6}/{PREFIX_V6} dev br0 nodad",
-        ],
-    )
+    setup = ["link set lo up"]
+    present = _links(place)
+    for segment in lab.segments:
+        bridge, (v4, v6) = segment.bridge, segment.gateways
+        if bridge not in present:
+            setup.append(
+                f"link add {bridge} address {_mac(v4)} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
+            )
+        setup += [
+            f"link set {bridge} up",
+            f"address replace {v4}/{PREFIX_V4} dev {bridge}",
+            f"address replace {v6}/{PREFIX_V6} dev {bridge} nodad",
+        ]
+    namespaces.ip_batch(place.netns, setup)
+    if created and len(lab.segments) > 1:
+        namespaces.ip_batch(place.netns, [f"rule add from {pods} blackhole" for pods in POD_NETWORKS])
     return created
 
 
 def create_client(lab: LabLayout) -> bool:
     """The machine outside the cluster. True when it was made now."""
     created = namespaces.create_place(lab.client)
-    _connect(lab, lab.client, _CLIENT_ADDRESSES)
+    _connect(lab, lab.client, _CLIENT_ADDRESSES, Segment())
     return created
 
 
 def create_node(lab: LabLayout, node: NodeLayout) -> bool:
     """The node's namespaces, connected. True when the network namespace was made now: the node has "booted"."""
     created = namespaces.create_place(node.place)
-    _connect(lab, node.place, node.addresses)
+    _connect(lab, node.place, node.addresses, node.segment)
     return created
 
 
-def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
+def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str], segment: Segment) -> None:
     """eth0 of the machine, joined to the bridge, with its addresses and default routes. Idempotent."""
     v4, v6 = addresses
+    gateway4, gateway6 = segment.gateways
     namespaces.write_sysctls(place.netns, _SYSCTLS)
     ports, links = _links(lab.underlay), _links(place)
     if place.name not in ports or "eth0" not in links:
@@ -86,7 +92,7 @@ def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
         setup = [f"link delete {place.name}"] if place.name in ports else []
         setup.append(f"link add {place.name} type veth peer name eth0 address {_mac(v4)} netns {place.netns.name}")
         namespaces.ip_batch(lab.underlay.netns, setup)
-    namespaces.ip_batch(lab.underlay.netns, [f"link set {place.name} master br0 up"])
+    namespaces.ip_batch(lab.underlay.netns, [f"link set {place.name} master {segment.bridge} up"])
     namespaces.ip_batch(
         place.netns,
         [
@@ -94,8 +100,8 @@ def _connect(lab: LabLayout, place: Place, addresses: tuple[str, str]) -> None:
             "link set eth0 up",
             f"address replace {v4}/{PREFIX_V4} dev eth0",
             f"address replace {v6}/{PREFIX_V6} dev eth0 nodad",
-            f"route replace default via {GATEWAY_V4} dev eth0",
-            f"route replace default via {GATEWAY_V6} dev eth0",
+            f"route replace default via {gateway4} dev eth0",
+            f"route replace default via {gateway6} dev eth0",
         ],
     )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from waggle.errors import AlreadyRunning, KernelError, MissingFeature
 from waggle.kernel import links, maps, pidfd, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
-from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink
-from waggle.reconcile import health_process
+from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink, Route, Rule
+from waggle.reconcile import health_process, overlay
 from waggle.reconcile.reserved_ports import ReservedPorts
 from waggle.reconcile.sysctls import Sysctls
 
@@ -56,11 +56,15 @@ def clean_node(
         remove_pins("map", bpf_root / "maps", maps.unpin)
         with Netlink() as netlink:
             for link in netlink.links():
-                if link.kind == "veth" and is_pod_interface(link.name):
+                if (link.kind == "veth" and is_pod_interface(link.name)) or overlay.is_tunnel(link):
                     remove("interface", link.name, lambda name=link.name: _delete_link(netlink, name))  # type: ignore[misc]
-            for route in netlink.routes(protocol=RTPROT_WAGGLE):
-                if route.via is not None:
-                    remove("route", f"{route.dst} via {route.via}", lambda r=route: _delete_route(netlink, r))  # type: ignore[misc]
+            for route in netlink.routes(table=None, protocol=RTPROT_WAGGLE):
+                if route.via is not None or route.table == overlay.TABLE:
+                    name = f"{route.dst} via {route.via or 'tunnel'}"
+                    remove("route", name, lambda r=route: _delete_route(netlink, r))  # type: ignore[misc]
+            for rule in netlink.rules(protocol=RTPROT_WAGGLE):
+                if rule.src is not None:
+                    remove("rule", f"from {rule.src} lookup {rule.table}", lambda r=rule: _delete_rule(netlink, r))  # type: ignore[misc]
         reserved = ReservedPorts(state_dir)
         if reserved.any:
             remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)
@@ -143,12 +147,16 @@ def _delete_link(netlink: Netlink, name: str) -> None:
     netlink.run(batch)
 
 
-def _delete_route(netlink: Netlink, route: object) -> None:
-    from waggle.kernel.netlink import Route
-
-    assert isinstance(route, Route)
+def _delete_route(netlink: Netlink, route: Route) -> None:
     batch = Batch()
-    batch.delete_route(route.dst, via=route.via, missing_ok=True)
+    batch.delete_route(route.dst, via=route.via, table=route.table, missing_ok=True)
+    netlink.run(batch)
+
+
+def _delete_rule(netlink: Netlink, rule: Rule) -> None:
+    assert rule.src is not None
+    batch = Batch()
+    batch.delete_rule(rule.src, table=rule.table, priority=rule.priority, missing_ok=True)
     netlink.run(batch)
 
 

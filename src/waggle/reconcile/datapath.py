@@ -38,7 +38,7 @@ from waggle.model.interface import PodInterface
 from waggle.reconcile.drift import Drift
 from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.nat_table import copy_missing, nat_entries, start_sweeping, tables_at_work, young_flows
-from waggle.reconcile.uplinks import xdp_uplinks
+from waggle.reconcile.uplinks import TUNNELS, xdp_uplinks
 
 log = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ class Datapath:
         self._nat_tables = []
 
     def attach_devices(self, devices: Iterable[tuple[str, int]]) -> None:
-        """Puts the node programs on uplinks (name, ifindex) and takes them off all others."""
+        """Puts the node programs on uplinks and tunnels (name, ifindex) and takes them off all others."""
         wanted = dict(devices)
         self._follow_renames(wanted)
         for name, ifindex in wanted.items():
@@ -323,16 +323,19 @@ class Datapath:
                 pin = self.link_dir / f"dev-{pin_name(name)}-{direction}"
                 links.attach(self._programs[program].number, ifindex, hook, pin)
         keep = {f"dev-{pin_name(name)}-{direction}" for name in wanted for direction in DEVICE_HOOKS}
-        if self.config.xdp != "none":
-            keep |= {self._xdp_pin(name).name for name in wanted}
+        keep |= {self._xdp_pin(name).name for name in wanted if self._takes_xdp(name)}
         for pin in self.link_dir.glob("dev-*"):
             if pin.name not in keep:
                 links.detach(pin)
         self._xdp_refused = {}
-        if self.config.xdp != "none":
-            for name, ifindex in wanted.items():
+        for name, ifindex in wanted.items():
+            if self._takes_xdp(name):
                 self._attach_xdp(name, ifindex)
         self.follow_uplinks(wanted.items())
+
+    def _takes_xdp(self, name: str) -> bool:
+        """XDP belongs on network cards; what comes out of a tunnel is a packet of the kernel already."""
+        return self.config.xdp != "none" and name not in TUNNELS.values()
 
     def _xdp_pin(self, name: str) -> Path:
         """The mode is part of the name: one that changes is another link."""
@@ -363,7 +366,8 @@ class Datapath:
         self._xdp_rests = {}
         if self.config.xdp != "none":
             with Netlink() as host:
-                macs, self._xdp_rests = xdp_uplinks(devices, host.links())
+                cards = [(name, index) for name, index in devices if self._takes_xdp(name)]
+                macs, self._xdp_rests = xdp_uplinks(cards, host.links())
         wanted = {index.to_bytes(4, "little"): Uplink(mac).pack() for index, mac in macs.items()}
         for key, _ in table.dump():
             if key not in wanted:
@@ -374,7 +378,7 @@ class Datapath:
         """Whether the node programs are on these uplinks. One that went and came back has none, whatever its index."""
         for name, ifindex in devices:
             pins = [self.link_dir / f"dev-{pin_name(name)}-{direction}" for direction in DEVICE_HOOKS]
-            if self.config.xdp != "none" and name not in self._xdp_refused:
+            if self._takes_xdp(name) and name not in self._xdp_refused:
                 pins.append(self._xdp_pin(name))
             for pin in pins:
                 try:

@@ -8,6 +8,9 @@ from waggle.errors import KernelError
 from waggle.kernel.netlink import ARPHRD_ETHER, Netlink
 from waggle.kernel.netlink_wire import Link
 
+#: IP version of the network below → the tunnel interface over it. No pod's interface has such a name.
+TUNNELS = {4: "waggle-vxlan4", 6: "waggle-vxlan6"}
+
 
 def uplinks(configured: Iterable[str], addresses: Iterable[str], netlink: Netlink) -> list[tuple[str, int]]:
     """(name, ifindex) of the interfaces that serve NodePorts: those configured, or those with a default route or one
@@ -25,7 +28,14 @@ def uplinks(configured: Iterable[str], addresses: Iterable[str], netlink: Netlin
         indices = {link.index: link.name for link in by_name.values()}
         names += [indices[a.ifindex] for a in netlink.addresses() if str(a.ip) in wanted]
     # tunnels without an Ethernet header (WireGuard, tun, PPP) are left to the stack, loopback too
-    return sorted({(name, by_name[name].index) for name in names if by_name[name].type == ARPHRD_ETHER})
+    # our own tunnels have programs too, but nobody comes in by them from outside
+    return sorted(
+        {
+            (name, by_name[name].index)
+            for name in names
+            if by_name[name].type == ARPHRD_ETHER and name not in TUNNELS.values()
+        }
+    )
 
 
 def xdp_uplinks(devices: Iterable[tuple[str, int]], links: Iterable[Link]) -> tuple[dict[int, bytes], dict[str, str]]:

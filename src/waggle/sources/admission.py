@@ -31,6 +31,7 @@ from waggle.model.objects import (
     ServicePort,
     kind_of,
 )
+from waggle.model.service import IPNetwork
 from waggle.sources import name_rules
 from waggle.sources.name_rules import family_of, special_address
 from waggle.sources.yaml_documents import Path
@@ -339,7 +340,7 @@ def _container_ports(ports: list[ContainerPort], container: Path) -> Iterator[Vi
 
 def _node(node: Node) -> Iterator[Violation]:
     if node.spec.pod_cidrs:
-        yield from _cidrs(node.spec.pod_cidrs, ("spec", "podCIDRs"))
+        yield from _cidrs(node.spec.pod_cidrs, ("spec", "podCIDRs"), several=True)
         if node.spec.pod_cidr not in ("", node.spec.pod_cidrs[0]):
             yield Violation(("spec", "podCIDR"), f"must equal the first of podCIDRs, {node.spec.pod_cidrs[0]}")
     elif node.spec.pod_cidr:
@@ -355,8 +356,9 @@ def _service_cidr(entry: ServiceCIDR) -> Iterator[Violation]:
     yield from _cidrs(entry.spec.cidrs, ("spec", "cidrs"))
 
 
-def _cidrs(cidrs: Iterable[str], path: Path) -> Iterator[Violation]:
-    versions: set[int] = set()
+def _cidrs(cidrs: Iterable[str], path: Path, *, several: bool = False) -> Iterator[Violation]:
+    """`several`: of one family. Nodes may have as many as they need where no cluster gives them their one."""
+    known: list[IPNetwork] = []
     for index, cidr in enumerate(cidrs):
         try:
             interface = ipaddress.ip_interface(cidr)
@@ -365,9 +367,13 @@ def _cidrs(cidrs: Iterable[str], path: Path) -> Iterator[Violation]:
             continue
         if interface.ip != interface.network.network_address:
             yield Violation((*path, index), f"{cidr} has bits set beyond its prefix; the range is {interface.network}")
-        if interface.version in versions:
+        same = [network for network in known if network.version == interface.version]
+        overlaps = next((network for network in same if interface.network.overlaps(network)), None)
+        if same and not several:
             yield Violation((*path, index), f"two ranges of one family (IPv{interface.version})")
-        versions.add(interface.version)
+        elif overlaps is not None:
+            yield Violation((*path, index), f"overlaps with {overlaps}")
+        known.append(interface.network)
 
 
 # -- remarks --------------------------------------------------------------------------------------------------------
