@@ -108,6 +108,11 @@ class AgentConfig:
         "Directory of networks that container runtimes read, usually /etc/cni/net.d: the agent writes its own there "
         "when it can answer. Default: nowhere.",
     )
+    podman: str = _setting(
+        "auto",
+        "How Podman is asked for the labels of its containers: auto (the command podman, where there is one), off, or "
+        "a command with its options, such as 'podman --root /srv/containers'.",
+    )
     metrics_address: str = _setting(
         "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."
     )
