@@ -72,7 +72,8 @@ class AgentConfig:
     service_cidr: tuple[str, ...] = _setting(
         (),
         "Ranges that cluster addresses come from: traffic to an address there that no Service has is dropped; 'none' "
-        "where another proxy serves part of them. Default: the ServiceCIDR objects.",
+        "where another proxy serves part of them. Services of manifests that come without an address get one from "
+        "there, unless there is Kubernetes. Default: the ServiceCIDR objects.",
     )
     masquerade: bool = _setting(True, "What pods send out of the cluster gets this node's address as its source.")
     non_masquerade: tuple[str, ...] = _setting(

@@ -62,6 +62,7 @@ from waggle.reconcile.uplinks import uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
 from waggle.sources.attached_pods import AttachedPods
+from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.cni import CniService
 from waggle.sources.informer import ORIGIN as KUBERNETES
 from waggle.sources.kubernetes import KubernetesSource
@@ -266,7 +267,9 @@ class Agent:
         self.store.on_change = self._noticed
         self._loop = asyncio.get_running_loop()
         if self.config.manifests is not None:
-            self.sources["manifests"] = ManifestSource(self.store, self.config.manifests)
+            self.sources["manifests"] = ManifestSource(
+                self.store, self.config.manifests, addresses=self._cluster_addresses()
+            )
         if self.config.kubeconfig is not None:
             self.sources["kubernetes"] = KubernetesSource(
                 self.store, self.config.kubeconfig, self.config.kubernetes_netns
@@ -290,6 +293,12 @@ class Agent:
             tasks.create_task(self._housekeeping(), name="housekeeping")
             if self.config.drift_check:
                 tasks.create_task(self.doctor.run(self.config.drift_check), name="drift check")
+
+    def _cluster_addresses(self) -> ClusterAddresses | None:
+        """Where there is an apiserver, choosing addresses is its business."""
+        if self.config.kubeconfig is not None:
+            return None
+        return ClusterAddresses(self.config.service_cidr, self.config.state_dir / "cluster-addresses.json")
 
     def _noticed(self) -> None:
         self._times.noticed()
