@@ -86,7 +86,8 @@ class AgentConfig:
     service_cidr: tuple[str, ...] = _setting(
         (),
         "Ranges that cluster addresses come from: traffic to an address there that no Service has is dropped; 'none' "
-        "where another proxy serves part of them. Default: the ServiceCIDR objects.",
+        "where another proxy serves part of them. Services of manifests that come without an address get one from "
+        "there, unless there is Kubernetes. Default: the ServiceCIDR objects.",
     )
     masquerade: bool = _setting(True, "What pods send out of the cluster gets this node's address as its source.")
     non_masquerade: tuple[str, ...] = _setting(
@@ -121,6 +122,11 @@ class AgentConfig:
         None,
         "Directory of networks that container runtimes read, usually /etc/cni/net.d: the agent writes its own there "
         "when it can answer. Default: nowhere.",
+    )
+    podman: str = _setting(
+        "auto",
+        "How Podman is asked for the labels of its containers: auto (the command podman, where there is one), off, or "
+        "a command with its options, such as 'podman --root /srv/containers'.",
     )
     metrics_address: str = _setting(
         "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."

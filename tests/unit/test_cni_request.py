@@ -61,6 +61,24 @@ def test_port_mappings(mapping: dict[str, Any], expected: HostPort | None) -> No
     assert parse(config, CNI_COMMAND="DEL").host_ports == ()
 
 
+def test_labels_and_uid() -> None:
+    labels = [{"key": "app", "value": "web"}, {"key": "tier", "value": ""}, {"key": "app", "value": "api"}]
+    config = {**CONF, "args": {"cni": {"labels": labels}}}
+    assert parse(config).labels == {"app": "api", "tier": ""}
+    assert parse(config, CNI_COMMAND="DEL").labels == {}
+    assert parse(CNI_ARGS="K8S_POD_UID=0-1").uid == "0-1"
+    for nothing in ({}, {"cni": {}}, {"cni": {"labels": None}}, {"labels": [1]}, {"cni": [1]}, 7):
+        assert parse({**CONF, "args": nothing}).labels == {}
+
+
+@pytest.mark.parametrize(
+    "labels", ["x", {"a": "b"}, ["x"], [{"key": "a"}], [{"key": "", "value": ""}], [{"key": "a", "value": 1}]]
+)
+def test_labels_of_another_form(labels: Any) -> None:
+    code, text = failure({**CONF, "args": {"cni": {"labels": labels}}})
+    assert code == 7 and "args.cni.labels" in text
+
+
 @pytest.mark.parametrize("mappings", [None, []])
 def test_no_port_mappings(mappings: Any) -> None:
     assert parse({**CONF, "runtimeConfig": {"portMappings": mappings}}).host_ports == ()

@@ -108,6 +108,7 @@ state-dir: /srv/waggle
 api-socket: /run/other.sock
 cni-bin-dir: /opt/cni/bin
 cni-conf-dir: /etc/cni/net.d
+podman: podman --root /srv/containers
 metrics-address: '[::]:9970'
 events: false
 max-services: 16

@@ -413,7 +413,10 @@ def test_a_service_of_a_wrong_builtin_version_is_no_other_kind():
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (SERVICE.replace("clusterIP: 10.96.0.10", "type: ClusterIP"), "no apiserver is here to choose one: it is not"),
+        (
+            SERVICE.replace("clusterIP: 10.96.0.10", "type: ClusterIP"),
+            "no apiserver is here to choose one: without service-cidr it is not",
+        ),
         (
             SERVICE.replace("clusterIP: 10.96.0.10", "type: NodePort").replace(
                 "port: 80", "port: 80\n    nodePort: 30000"

@@ -63,10 +63,14 @@ from waggle.reconcile.sysctls import Sysctls
 from waggle.reconcile.uplinks import TUNNELS, uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
+from waggle.sources.attached_pods import AttachedPods
+from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.cni import CniService
 from waggle.sources.informer import ORIGIN as KUBERNETES
 from waggle.sources.kubernetes import KubernetesSource
 from waggle.sources.manifests import ManifestSource
+from waggle.sources.podman import AUTO as PODMAN_AUTO
+from waggle.sources.podman import PodmanSource, podman_command
 from waggle.sources.problem import Problem
 from waggle.store import Store
 
@@ -146,6 +150,8 @@ class Agent:
         self.doctor = Doctor(self)
         self.events: EventReader
         self.cni: CniService
+        self.attached_pods = AttachedPods(self.store, config.node_name, lambda: self.cni.attachments())
+        self.podman: PodmanSource | None = None
         self.names = Names(self.store, lambda: self.cni.pods())
 
     # -- start and end ------------------------------------------------------------------------------------------
@@ -157,8 +163,16 @@ class Agent:
         self.datapath.lock()
         # not before: it makes the state directory, and only the owner of the node may
         self.cni = CniService(
-            state_dir=self.config.state_dir, ranges=self.pod_ranges, mtu=self.mtu, datapath=_NamedPods(self)
+            state_dir=self.config.state_dir,
+            ranges=self.pod_ranges,
+            mtu=self.mtu,
+            datapath=_NamedPods(self),
+            learned=self.pods_changed,
         )
+        if command := podman_command(self.config.podman):
+            self.podman = PodmanSource(
+                command, self.cni.attachments, self.cni.learn, expected=self.config.podman != PODMAN_AUTO
+            )
 
     def start_datapath(self) -> None:
         """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
@@ -258,7 +272,9 @@ class Agent:
         self.store.on_change = self._noticed
         self._loop = asyncio.get_running_loop()
         if self.config.manifests is not None:
-            self.sources["manifests"] = ManifestSource(self.store, self.config.manifests)
+            self.sources["manifests"] = ManifestSource(
+                self.store, self.config.manifests, addresses=self._cluster_addresses()
+            )
         if self.config.kubeconfig is not None:
             self.sources["kubernetes"] = KubernetesSource(
                 self.store, self.config.kubeconfig, self.config.kubernetes_netns
@@ -275,11 +291,19 @@ class Agent:
             tasks.create_task(self.health_ports.run(), name="health ports")
             tasks.create_task(self.ports.run(self.tables), name="ports")
             tasks.create_task(self._offer_network(), name="CNI")
+            if self.podman is not None:
+                tasks.create_task(self.podman.run(), name="podman")
             tasks.create_task(self._poll_events(), name="events")
             tasks.create_task(self._watch_interfaces(), name="interfaces")
             tasks.create_task(self._housekeeping(), name="housekeeping")
             if self.config.drift_check:
                 tasks.create_task(self.doctor.run(self.config.drift_check), name="drift check")
+
+    def _cluster_addresses(self) -> ClusterAddresses | None:
+        """Where there is an apiserver, choosing addresses is its business."""
+        if self.config.kubeconfig is not None:
+            return None
+        return ClusterAddresses(self.config.service_cidr, self.config.state_dir / "cluster-addresses.json")
 
     def _noticed(self) -> None:
         self._times.noticed()
@@ -334,6 +358,10 @@ class Agent:
     async def _pass(self) -> bool:
         """Brings the tables to what is known. Returns whether every Service was planned for it."""
         begin = time.monotonic()
+        if self._pods_due:
+            self.attached_pods.publish()
+            if self.podman is not None:
+                self.podman.notice()
         changes = self.store.take_changes()
         for kind, number in changes.counts.items():
             self.metrics.changes.labels(kind).inc(number)
@@ -708,6 +736,9 @@ class Agent:
         """Everything that is wrong now, from every part."""
         found = [problem for source in self.sources.values() for problem in source.problems()]
         found += self.cni.problems()
+        found += self.attached_pods.problems()
+        if self.podman is not None:
+            found += self.podman.problems()
         if self.config.cni_conf_dir:
             found += self._network_problems(self.config.cni_conf_dir)
         found += self.health_ports.problems()

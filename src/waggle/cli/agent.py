@@ -53,6 +53,7 @@ def agent(
     cni_conf_dir: Annotated[
         Path | None, typer.Option(help=_HELP["cni_conf_dir"], metavar="DIR", readable=False)
     ] = None,
+    podman: Annotated[str | None, typer.Option(help=_HELP["podman"])] = None,
     metrics_address: Annotated[str | None, typer.Option(help=_HELP["metrics_address"], metavar="HOST:PORT")] = None,
     events: Annotated[bool | None, typer.Option("--events/--no-events", help=_HELP["events"])] = None,
     max_services: Annotated[int | None, typer.Option(help=_HELP["max_services"])] = None,
@@ -94,6 +95,7 @@ def agent(
         "api_socket": api_socket,
         "cni_bin_dir": cni_bin_dir,
         "cni_conf_dir": cni_conf_dir,
+        "podman": podman,
         "metrics_address": metrics_address,
         "events": events,
         "max_services": max_services,

@@ -69,6 +69,8 @@ class ServiceSpec(Struct, frozen=True):
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
     ip_families: list[str] | None = None
+    ip_family_policy: str | None = None
+    external_name: str = ""
     external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
     ports: list[ServicePort] = []
     selector: dict[str, str] | None = None

@@ -31,6 +31,7 @@ import msgspec
 from waggle.errors import CniError, KernelError, NotFound, WaggleError
 from waggle.kernel.netlink import IPNetwork, Netlink
 from waggle.kernel.netns import open_netns
+from waggle.model.workload import Workload
 from waggle.sources import cni_interface
 from waggle.sources import cni_request as codes
 from waggle.sources.cni_pods import PodDatapath, PodInterface, pod_interface
@@ -58,15 +59,17 @@ class CniService:
         ranges: Callable[[], Sequence[IPNetwork]],
         datapath: PodDatapath,
         mtu: Callable[[], int] = lambda: 0,
+        learned: Callable[[], None] = lambda: None,
         host_netns: Path | None = None,
     ) -> None:
         """`ranges` gives the node's pod ranges as known now, `mtu` the size for a new interface (0: the kernel's
-        default); `mtu` is called in worker threads. `host_netns` is where host sides are made; None is the agent's
-        own namespace.
+        default); `mtu` is called in worker threads. `learned` is called after a `learn` that told something new.
+        `host_netns` is where host sides are made; None is the agent's own namespace.
         """
         self._ranges = ranges
         self._datapath = datapath
         self._mtu = mtu
+        self._learned = learned
         self._host = Netlink(host_netns)
         self._host_netns = host_netns or Path("/proc/thread-self/ns/net")
         self._store = AttachmentRecords(state_dir / "cni")
@@ -87,6 +90,19 @@ class CniService:
         """Pods whose interface exists, as recorded. At start, attaching each of them again is right and harmless."""
         with self._state_lock:
             return [pod_interface(self._records[name], index) for name, index in self._indices.items()]
+
+    def attachments(self) -> list[Attachment]:
+        """The records of interfaces that exist, the oldest first."""
+        with self._state_lock:
+            return sorted((self._records[name] for name in self._indices), key=lambda one: one.created)
+
+    async def learn(self, name: str, workload: Workload) -> None:
+        """Record what the runtime says of the container behind host interface `name`; a pod that has gone is no error.
+
+        Raises CniError where the disk refuses.
+        """
+        if await self._in_turn(name, self._learn, name, workload):
+            self._learned()
 
     def problems(self) -> list[Problem]:
         """Records without an interface, interfaces without a record, and records that cannot be read."""
@@ -226,7 +242,7 @@ class CniService:
             known = record.host_ifname in self._indices
         if not known or record.netns != request.netns or record.network != request.network:
             return False
-        if record.host_ports != request.host_ports:
+        if (record.host_ports, record.labels, record.uid) != (request.host_ports, request.labels, request.uid):
             return False
         faults = cni_interface.faults_of_interface(self._host, record, netns_fd, default_routes=())
         if faults:
@@ -250,9 +266,11 @@ class CniService:
             request.netns,
             addresses,
             request.host_ports,
+            request.labels,
             boot=self._boot,
             namespace=request.namespace,
             name=request.pod_name,
+            uid=request.uid,
         )
         try:
             self._store.write(record)
@@ -286,6 +304,17 @@ class CniService:
         except (WaggleError, OSError) as error:
             # The failure that led here is the one to report. The record stays, and DEL comes after a failed ADD.
             logger.warning("%s: cannot clean up after a failed ADD: %s", name, error)
+
+    def _learn(self, name: str, workload: Workload) -> bool:
+        with self._state_lock:
+            record = self._records.get(name)
+        if record is None or record.workload == workload:
+            return False
+        record = msgspec.structs.replace(record, workload=workload)
+        self._store.write(record)
+        with self._state_lock:
+            self._records[name] = record
+        return True
 
     # -- DEL
 

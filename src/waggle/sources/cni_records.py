@@ -16,13 +16,15 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from waggle.errors import CniError
 from waggle.model.interface import HostPort
+from waggle.model.workload import Workload
 from waggle.sources.cni_request import IO_FAILURE
 from waggle.sources.ipam import IPAddress
 
@@ -31,7 +33,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """One interface of one pod. `boot` is the kernel's boot ID at the time of ADD: interfaces do not outlive it."""
+    """One interface of one pod. `boot` is the kernel's boot ID at the time of ADD: interfaces do not outlive it. `uid`
+    is that of a pod of Kubernetes, `labels` came with ADD, `workload` is what the runtime said afterwards."""
 
     container_id: str
     ifname: str
@@ -45,6 +48,9 @@ class Attachment(msgspec.Struct, frozen=True):
     boot: str = ""
     created: float = 0.0
     host_ports: tuple[HostPort, ...] = ()
+    uid: str = ""
+    labels: dict[str, str] = {}
+    workload: Workload | None = None
 
     @property
     def host_ifname(self) -> str:
@@ -141,9 +147,10 @@ def new_attachment(
     netns: str,
     addresses: tuple[IPAddress, ...],
     host_ports: tuple[HostPort, ...] = (),
+    labels: Mapping[str, str] = MappingProxyType({}),
     **more: str,
 ) -> Attachment:
-    """A record with fresh MAC addresses; `more` gives `boot` and, where known, the pod's `namespace` and `name`."""
+    """A record with fresh MAC addresses; `more`: `boot` and, where known, the pod's `namespace`, `name` and `uid`."""
     return Attachment(
         container_id=container_id,
         ifname=ifname,
@@ -154,5 +161,6 @@ def new_attachment(
         addresses=tuple(str(address) for address in addresses),
         created=time.time(),
         host_ports=host_ports,
-        **more,
+        labels=dict(labels),
+        **more,  # type: ignore[arg-type]  # strings all, as their names say
     )

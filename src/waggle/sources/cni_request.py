@@ -65,6 +65,8 @@ class CniRequest:
     dns: dict[str, Any] = field(default_factory=dict)
     valid_attachments: frozenset[tuple[str, str]] = frozenset()
     host_ports: tuple[HostPort, ...] = ()
+    uid: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 def split_body(body: bytes) -> tuple[dict[str, str], bytes]:
@@ -127,6 +129,8 @@ def parse_request(environment: Mapping[str, str], configuration: bytes) -> CniRe
         prev_result=prev_result,
         dns=_object(document, "dns") or {},
         host_ports=_host_ports(document) if command == "ADD" else (),
+        uid=_pod_label(arguments, "K8S_POD_UID"),
+        labels=_labels(document) if command == "ADD" else {},
     )
 
 
@@ -207,6 +211,25 @@ def _host_ports(document: dict[str, Any]) -> tuple[HostPort, ...]:
         if host:
             found.append(HostPort(protocol, host, container, _host_ip(entry, where)))
     return tuple(dict.fromkeys(found))
+
+
+def _labels(document: dict[str, Any]) -> dict[str, str]:
+    """Those of `args.cni.labels`: {"key": …, "value": …} each, as CNI's conventions have it. The last of a key counts.
+
+    Other users of `args` put there what they like, so that only this path is looked at.
+    """
+    arguments = document.get("args")
+    ours = arguments.get("cni") if isinstance(arguments, dict) else None
+    entries = (ours.get("labels") if isinstance(ours, dict) else None) or []
+    if not isinstance(entries, list):
+        raise CniError(INVALID_CONFIG, "args.cni.labels: not a list")
+    found: dict[str, str] = {}
+    for index, entry in enumerate(entries):
+        key, value = (entry.get("key"), entry.get("value")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(key, str) or not key or not isinstance(value, str):
+            raise CniError(INVALID_CONFIG, f"args.cni.labels[{index}]: needs a key and a value, both strings")
+        found[key] = value
+    return found
 
 
 def _port(entry: dict[str, Any], key: str, where: str) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from waggle.model.objects import Service
+from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.problem import Problem
 from waggle.sources.yaml_objects import Identity, Manifest, Placed
 from waggle.store.store import Store
@@ -21,8 +23,10 @@ _ORIGIN = "file:"
 class ManifestRows:
     """The rows of one directory's files. A file is named by its absolute path."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, addresses: ClusterAddresses | None = None) -> None:
+        """`addresses` gives Services the cluster addresses they come without."""
         self._store = store
+        self._addresses = addresses
         self._files: dict[str, dict[Identity, Placed]] = {}
         self._leaving: list[tuple[str, Identity]] = []
         #: Given by a file while another origin owned it.
@@ -36,7 +40,7 @@ class ManifestRows:
         """Make `manifest` what `file` says; what it no longer says goes at `commit`. The refusals, as problems."""
         before = self._files.get(file, {})
         refused = {refusal.identity for refusal in manifest.refusals}
-        now = dict(manifest.objects)
+        now = self._completed(manifest.objects)
         for identity, placed in before.items():
             if identity not in now and (None in refused or identity in refused):
                 now[identity] = placed
@@ -62,6 +66,15 @@ class ManifestRows:
             for error in refusal.errors
         ]
 
+    def _completed(self, objects: dict[Identity, Placed]) -> dict[Identity, Placed]:
+        now = dict(objects)
+        if self._addresses is not None:
+            services = [placed.obj for placed in objects.values() if isinstance(placed.obj, Service)]
+            for key, service in self._addresses.complete(services).items():
+                identity = Identity("Service", key)
+                now[identity] = Placed(service, now[identity].line)
+        return now
+
     def remove(self, file: str) -> None:
         """The file is gone; its objects go at `commit`."""
         self._leaving += [(file, identity) for identity in self._files.pop(file, {})]
@@ -70,6 +83,9 @@ class ManifestRows:
         """Take away what files no longer say."""
         for file, identity in self._leaving:
             self._store.delete(identity.kind, identity.key, _ORIGIN + file)
+            gone = identity.kind == "Service" and identity.key not in self._store.services
+            if gone and self._addresses is not None:
+                self._addresses.release(identity.key)
         self._leaving.clear()
         self._contested = {
             (file, identity)

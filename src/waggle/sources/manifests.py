@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.directory_watch import DirectoryWatch, Hints
 from waggle.sources.manifest_file import Absent, Parsed, Reading, Signature, Unusable, read_manifest
 from waggle.sources.manifest_rows import ManifestRows
@@ -55,15 +56,24 @@ class ManifestSource:
     """Keeps the store equal to the manifests in `directory`.
 
     `grace` is how long a file may be away before its objects go; `resync` is how often everything is looked at without
-    a hint from the kernel. Both in seconds.
+    a hint from the kernel. Both in seconds. `addresses` gives Services the cluster addresses they come without.
     """
 
-    def __init__(self, store: Store, directory: Path, *, grace: float = 0.25, resync: float = 60.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        directory: Path,
+        *,
+        addresses: ClusterAddresses | None = None,
+        grace: float = 0.25,
+        resync: float = 60.0,
+    ) -> None:
         self.synced = asyncio.Event()
         self._directory = directory.absolute()
         self._grace = grace
         self._resync = resync
-        self._rows = ManifestRows(store)
+        self._addresses = addresses
+        self._rows = ManifestRows(store, addresses)
         self._signatures: dict[str, Signature | None] = {}  # of every file that is known, by name
         self._busy: dict[str, float] = {}  # name → since when it is known to be open for writing, monotonic
         self._unreadable: set[str] = set()  # names that are tried again: no descriptors were left, the disk failed
@@ -80,7 +90,7 @@ class ManifestSource:
     def problems(self) -> list[Problem]:
         """Everything that is refused or cannot be read now."""
         self._report_duplicates()
-        return self._problems.all() + self._duplicates.all()
+        return self._problems.all() + self._duplicates.all() + (self._addresses.problems() if self._addresses else [])
 
     def notes(self) -> list[Problem]:
         """What is fine but worth knowing: kinds that are passed over, Services without an address."""
