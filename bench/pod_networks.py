@@ -75,8 +75,10 @@ class VxlanNetwork(PlainNetwork):
                 "link set vx0 mtu 1450 up",
                 f"neigh add 10.244.{other}.0 lladdr {mac.format(other)} dev vx0 nud permanent",
                 f"neigh add fd00:10:244:{other}:: lladdr {mac.format(other)} dev vx0 nud permanent",
-                f"route replace 10.244.{other}.0/24 via 10.244.{other}.0 dev vx0 onlink",
-                f"route replace fd00:10:244:{other}::/64 via fd00:10:244:{other}:: dev vx0 onlink",
+                f"route del 10.244.{other}.0/24",
+                f"route del fd00:10:244:{other}::/64",
+                f"route add 10.244.{other}.0/24 via 10.244.{other}.0 dev vx0 onlink",
+                f"route add fd00:10:244:{other}::/64 via fd00:10:244:{other}:: dev vx0 onlink",
             ],
         )
         entry = ["bridge", "-n", self.nodes[node - 1].name, "fdb", "add", mac.format(other), "dev", "vx0"]
