@@ -44,7 +44,6 @@ from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.routing import Place, RoutePlan, Routing, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
-from waggle.reconcile.cleanup import is_pod_interface
 from waggle.reconcile.datapath import (
     Datapath,
     NodeAddresses,
@@ -52,7 +51,7 @@ from waggle.reconcile.datapath import (
     nodeport_addresses,
     pod_title,
 )
-from waggle.reconcile.forwarding import enable_forwarding
+from waggle.reconcile.forwarding import drop_filters, enable_forwarding, keep_filters
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
@@ -60,7 +59,7 @@ from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_t
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.sysctls import Sysctls
-from waggle.reconcile.uplinks import TUNNELS, uplinks
+from waggle.reconcile.uplinks import TUNNELS, is_pod_interface, uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
 from waggle.sources.attached_pods import AttachedPods
@@ -181,6 +180,7 @@ class Agent:
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
         self.tunnels = tunnels(self._netlink.links())
         enable_forwarding(self.sysctls)
+        keep_filters(self.sysctls)
         self.datapath.load(self.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
@@ -632,10 +632,18 @@ class Agent:
             except (WaggleError, OSError) as error:  # no descriptors left, for instance: next time
                 log.warning("cannot look for labs: %s", error)
             try:
+                await asyncio.to_thread(self._keep_filters)
+            except (WaggleError, OSError) as error:
+                log.warning("cannot keep reverse path filters off pods' interfaces: %s", error)
+            try:
                 if not self.kernel_sweeps:
                     self.kernel_sweeps = await asyncio.to_thread(self.datapath.sweep)
             except (WaggleError, OSError) as error:
                 log.warning("cannot sweep the NAT table: %s", error)
+
+    def _keep_filters(self) -> None:
+        keep_filters(self.sysctls)
+        drop_filters()
 
     async def _watch_interfaces(self) -> None:
         monitor = Monitor("link", "address", "route")

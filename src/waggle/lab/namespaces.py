@@ -94,11 +94,14 @@ def processes_in(netns: Iterable[Path]) -> dict[int, str]:
     return found
 
 
-def ip_batch(netns: Path, lines: Iterable[str]) -> None:
-    """Runs iproute2 commands (without the leading "ip") in one process inside `netns`. LabError names the line."""
+def ip_batch(netns: Path, lines: Iterable[str], *, version: int | None = None) -> None:
+    """Runs iproute2 commands (without the leading "ip") in one process inside `netns`. LabError names the line.
+
+    `version`: of IP, where a command does not say it.
+    """
     commands = list(lines)
     done = subprocess.run(
-        ["ip", "-netns", netns.name, "-batch", "-"],
+        ["ip", *([f"-{version}"] if version else []), "-netns", netns.name, "-batch", "-"],
         input="\n".join(commands),
         capture_output=True,
         text=True,

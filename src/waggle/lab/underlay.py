@@ -23,12 +23,12 @@ from waggle.lab.layout import POD_NETWORKS, PREFIX_V4, PREFIX_V6, LabLayout, Nod
 
 _CLIENT_ADDRESSES = Segment().addresses(2)
 
-# Addresses are usable at once and nobody but the lab configures anything; rp_filter would drop packets whose way
-# back goes through a BPF redirect. "default" counts for interfaces made later, "all" for those that exist.
+# Addresses are usable at once and nobody but the lab configures anything. Reverse paths are filtered strictly, as many
+# distributions have it. "default" counts for interfaces made later, "all" for those that exist.
 _SYSCTLS = (
     ("ipv4/ip_forward", "1"),
-    ("ipv4/conf/all/rp_filter", "0"),
-    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv6/conf/all/accept_dad", "0"),
@@ -48,6 +48,9 @@ def create_switch(lab: LabLayout) -> bool:
     place = lab.underlay
     created = namespaces.create_place(place)
     namespaces.write_sysctls(place.netns, _SYSCTLS)
+    if created and len(lab.segments) > 1:
+        for version, pods in zip((4, 6), POD_NETWORKS, strict=True):
+            namespaces.ip_batch(place.netns, [f"rule add from {pods} blackhole"], version=version)
     setup = ["link set lo up"]
     present = _links(place)
     for segment in lab.segments:
@@ -62,8 +65,6 @@ def create_switch(lab: LabLayout) -> bool:
             f"address replace {v6}/{PREFIX_V6} dev {bridge} nodad",
         ]
     namespaces.ip_batch(place.netns, setup)
-    if created and len(lab.segments) > 1:
-        namespaces.ip_batch(place.netns, [f"rule add from {pods} blackhole" for pods in POD_NETWORKS])
     return created
 
 

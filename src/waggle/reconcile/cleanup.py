@@ -16,8 +16,8 @@ from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink, Route, Rule
 from waggle.reconcile import health_process, overlay
 from waggle.reconcile.reserved_ports import ReservedPorts
 from waggle.reconcile.sysctls import Sysctls
+from waggle.reconcile.uplinks import is_pod_interface
 
-POD_INTERFACE_PREFIX = "wag"
 Removed = list[tuple[str, str]]
 
 
@@ -129,12 +129,6 @@ def _refuse_living_agent(api_socket: Path) -> None:
         except OSError:
             return  # nothing there, or nobody listens any more
     raise AlreadyRunning(f"an agent answers on {api_socket}: stop it first")
-
-
-def is_pod_interface(name: str) -> bool:
-    """Whether an interface is the host side of a pod, by the name that CNI gives it."""
-    digest = name.removeprefix(POD_INTERFACE_PREFIX)
-    return name != digest and len(digest) == 11 and all(c in "0123456789abcdef" for c in digest)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -36,6 +36,7 @@ from waggle.kernel.syscall import Fd
 from waggle.kernel.testrun import run_syscall
 from waggle.model.interface import PodInterface
 from waggle.reconcile.drift import Drift
+from waggle.reconcile.forwarding import drop_filter
 from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.nat_table import copy_missing, nat_entries, start_sweeping, tables_at_work, young_flows
 from waggle.reconcile.uplinks import TUNNELS, xdp_uplinks
@@ -318,6 +319,8 @@ class Datapath:
         """Puts the node programs on uplinks and tunnels (name, ifindex) and takes them off all others."""
         wanted = dict(devices)
         self._follow_renames(wanted)
+        for name in wanted.keys() & TUNNELS.values():
+            drop_filter(name)
         for name, ifindex in wanted.items():
             for direction, (program, hook) in DEVICE_HOOKS.items():
                 pin = self.link_dir / f"dev-{pin_name(name)}-{direction}"
@@ -409,6 +412,7 @@ class Datapath:
 
     def attach(self, pod: PodInterface) -> None:
         """Programs on the pod's host-side interface, then its addresses in the endpoint table. Idempotent."""
+        drop_filter(pod.host_ifname)
         for direction, (program, hook) in POD_HOOKS.items():
             pin = self.link_dir / f"pod-{pod.host_ifname}-{direction}"
             links.attach(self._programs[program].number, pod.host_ifindex, hook, pin)

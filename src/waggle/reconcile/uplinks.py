@@ -1,4 +1,4 @@
-"""The interfaces by which a node is reached from outside, and on which of them XDP works."""
+"""The interfaces by which a node is reached from outside, on which of them XDP works, and which interfaces are ours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from waggle.errors import KernelError
 from waggle.kernel.netlink import ARPHRD_ETHER, Netlink
 from waggle.kernel.netlink_wire import Link
 
+POD_INTERFACE_PREFIX = "wag"
 #: IP version of the network below → the tunnel interface over it. No pod's interface has such a name.
 TUNNELS = {4: "waggle-vxlan4", 6: "waggle-vxlan6"}
 
@@ -53,3 +54,9 @@ def xdp_uplinks(devices: Iterable[tuple[str, int]], links: Iterable[Link]) -> tu
         elif index in by_index:
             macs[index] = bytes.fromhex(by_index[index].mac.replace(":", ""))
     return macs, rests
+
+
+def is_pod_interface(name: str) -> bool:
+    """Whether an interface is the host side of a pod, by the name that CNI gives it."""
+    digest = name.removeprefix(POD_INTERFACE_PREFIX)
+    return name != digest and len(digest) == 11 and all(c in "0123456789abcdef" for c in digest)
