@@ -9,8 +9,10 @@ import sys
 
 from waggle.agent.agent import Agent
 from waggle.agent.api import Api
+from waggle.agent.supervisor import notify
 from waggle.config import AgentConfig
 from waggle.errors import KernelError, WaggleError
+from waggle.kernel import capabilities
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ def run_agent(config: AgentConfig) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     try:
+        capabilities.drop_others()
         agent = Agent(config)
         agent.take_node()
         api = Api(agent)
@@ -38,6 +41,7 @@ async def _serve(agent: Agent, api: Api) -> None:
     async def ready() -> None:
         await api.start()
         log.info("listening on %s%s", agent.config.api_socket, _and_metrics(agent.config))
+        notify("READY=1")
 
     task = asyncio.create_task(agent.run(ready))
     loop = asyncio.get_running_loop()
@@ -47,6 +51,7 @@ async def _serve(agent: Agent, api: Api) -> None:
         await task
     except asyncio.CancelledError:
         log.info("stopping; the data path stays in place")
+        notify("STOPPING=1")
     except BaseExceptionGroup as group:
         # one part failed and took the others down: the first cause is what a user needs
         for kind in (WaggleError, OSError):

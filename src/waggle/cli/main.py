@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, doctor, inspect, lab
+from waggle.cli import agent, doctor, inspect, install, lab
 from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 
 app.command("agent")(agent.agent)
 app.command("cleanup")(agent.cleanup)
+app.command("install")(install.install)
+app.command("uninstall")(install.uninstall)
 app.command("status")(inspect.status)
 app.command("doctor")(doctor.doctor)
 app.command("flows")(inspect.flows)
