@@ -14,6 +14,7 @@ from waggle.kernel import links, maps, pidfd, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink
 from waggle.reconcile import health_process
+from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.reserved_ports import ReservedPorts
 
 POD_INTERFACE_PREFIX = "wag"
@@ -60,6 +61,9 @@ def clean_node(
             for route in netlink.routes(protocol=RTPROT_WAGGLE):
                 if route.via is not None:
                     remove("route", f"{route.dst} via {route.via}", lambda r=route: _delete_route(netlink, r))  # type: ignore[misc]
+        own = OwnAddresses(state_dir)
+        for address in own.added:
+            remove("address", address, own.release)
         reserved = ReservedPorts(state_dir)
         if reserved.any:
             remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)
