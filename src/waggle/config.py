@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import ipaddress
 import itertools
+import re
 import socket
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,10 @@ PRIVATE_NETWORKS = (
     "fc00::/7",
     "fe80::/10",
 )
+#: Link-local and unique local: of no network that a machine may be in.
+DNS_ADDRESSES = ("169.254.53.53", "fd77:6167:676c::53")
+NO_DNS = "none"
+_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 XDP_MODES = ("none", "native", "generic")
 MAX_NON_MASQUERADE = 16  # WAG_NETWORKS in bpf/include/waggle/config.h
 
@@ -128,6 +133,13 @@ class AgentConfig:
         "How Podman is asked for the labels of its containers: auto (the command podman, where there is one), off, or "
         "a command with its options, such as 'podman --root /srv/containers'.",
     )
+    dns_address: tuple[str, ...] = _setting(
+        (),
+        "Address at which this node's containers resolve names of Services, at most one per family: it is put on the "
+        "loopback interface, and given to containers by CNI. 'none': nowhere. Default: 169.254.53.53 and "
+        "fd77:6167:676c::53 where cni-conf-dir is set and there is no Kubernetes, else none.",
+    )
+    cluster_domain: str = _setting("cluster.local", "Domain of the names of Services: web.default.svc.cluster.local.")
     metrics_address: str = _setting(
         "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."
     )
@@ -160,6 +172,9 @@ class AgentConfig:
             raise ConfigError(f"non-masquerade: at most {MAX_NON_MASQUERADE} networks, not {len(non_masquerade)}")
         _check_networks("nodeport-addresses", self.nodeport_addresses, alone="primary")
         _check_networks("service-cidr", self.service_cidr, alone="none")
+        dns_address = self._dns_address()
+        if len(self.cluster_domain) > 200 or not _DOMAIN.fullmatch(self.cluster_domain):
+            raise ConfigError(f"cluster-domain: {self.cluster_domain!r} is not a domain such as cluster.local")
         if self.metrics_address:
             split_host_port(self.metrics_address)
         if self.log_level not in ("debug", "info", "warning", "error"):
@@ -185,8 +200,34 @@ class AgentConfig:
             if not 16 <= getattr(self, name) <= 1 << 24 and (name, self.max_nat) != ("max_nat", 0):
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 16 and {1 << 24}")
         return dataclasses.replace(
-            self, node_name=node_name, pod_cidr=pod_cidr, node_ip=node_ip, non_masquerade=non_masquerade
+            self,
+            node_name=node_name,
+            pod_cidr=pod_cidr,
+            node_ip=node_ip,
+            non_masquerade=non_masquerade,
+            dns_address=dns_address,
         )
+
+    def _dns_address(self) -> tuple[str, ...]:
+        """The addresses in force, () for none."""
+        if self.dns_address == (NO_DNS,):
+            return self.dns_address
+        found = _canonical("dns-address", self.dns_address, ipaddress.ip_address)
+        for text in found:
+            address = ipaddress.ip_address(text)
+            if address.is_loopback or address.is_multicast or address.is_unspecified:
+                raise ConfigError(f"dns-address: {text} is no address that containers can reach")
+            if address.version == 6 and address.is_link_local:
+                raise ConfigError(f"dns-address: {text} means another machine on every link; take one of fd00::/8")
+        return found
+
+    @property
+    def dns_addresses(self) -> tuple[str, ...]:
+        """Where names of Services are resolved; () for nowhere."""
+        if self.dns_address:
+            return () if self.dns_address == (NO_DNS,) else self.dns_address
+        alone = self.cni_conf_dir is not None and self.kubeconfig is None
+        return DNS_ADDRESSES if alone else ()
 
 
 def _check_networks(name: str, values: tuple[str, ...], alone: str) -> None:

@@ -78,6 +78,12 @@ class Metrics:
             "When the maps were last compared with what they should hold.",
             registry=self.registry,
         )
+        self.dns_requests = Counter(
+            "waggle_dns_requests_total",
+            "DNS questions, by who answered (own, forwarded, none) and how: an RCODE, or why there was no answer.",
+            ["source", "answer"],
+            registry=self.registry,
+        )
         self.cni_duration = Histogram(
             "waggle_cni_duration_seconds",
             "Time that CNI requests took in the agent.",

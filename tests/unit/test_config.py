@@ -109,6 +109,8 @@ api-socket: /run/other.sock
 cni-bin-dir: /opt/cni/bin
 cni-conf-dir: /etc/cni/net.d
 podman: podman --root /srv/containers
+dns-address: 169.254.20.10, fd00::53
+cluster-domain: k8s.example.org
 metrics-address: '[::]:9970'
 events: false
 max-services: 16
@@ -424,3 +426,16 @@ def test_which_addresses_serve_node_ports(address: str, allowed: tuple[str, ...]
 
 def test_every_setting_is_a_flag_of_the_agent():
     assert set(SETTINGS) <= set(inspect.signature(agent.agent).parameters)
+
+
+def test_dns_addresses() -> None:
+    def of(**more: object) -> tuple[str, ...]:
+        return load_config(None, more).dns_addresses
+
+    assert of() == of(cni_conf_dir="/c", kubeconfig="/k") == of(cni_conf_dir="/c", dns_address=("none",)) == ()
+    assert of(cni_conf_dir="/c") == ("169.254.53.53", "fd77:6167:676c::53")
+    assert of(kubeconfig="/k", dns_address=("FD00::53",)) == ("fd00::53",)
+    for bad in (("none", "10.0.0.1"), ("127.0.0.1",), ("224.0.0.1",), ("::",), ("fe80::1",), ("10.0.0.1", "10.0.0.2")):
+        assert refused(dns_address=bad).startswith("dns-address: ")
+    for bad in ("", "x_y", "-a", "a..b", "UPPER"):
+        assert refused(cluster_domain=bad).startswith("cluster-domain: ")

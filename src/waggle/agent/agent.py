@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.ports import PortGuard
@@ -36,11 +37,13 @@ from waggle.model.host_port import HostPortOwner, PodPorts, changed, faults, nod
 from waggle.model.interface import PodInterface
 from waggle.model.objects import Node, ObjectKey
 from waggle.model.service import Balancing, Forwarding, ignored_annotations, open_families
-from waggle.model.vip import pod_cidrs, service_ranges, taken_networks
+from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_networks
+from waggle.model.workload import DEFAULT_NAMESPACE
 from waggle.observe.events import EventReader
 from waggle.observe.names import Names
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
+from waggle.plan.names import ServiceNames
 from waggle.plan.routing import Place, RoutePlan, Routing, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
@@ -56,6 +59,7 @@ from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels, version_of
+from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.sysctls import Sysctls
@@ -65,6 +69,7 @@ from waggle.sources import cni_install
 from waggle.sources.attached_pods import AttachedPods
 from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.cni import CniService
+from waggle.sources.cni_records import Attachment
 from waggle.sources.informer import ORIGIN as KUBERNETES
 from waggle.sources.kubernetes import KubernetesSource
 from waggle.sources.manifests import ManifestSource
@@ -151,6 +156,10 @@ class Agent:
         self.cni: CniService
         self.attached_pods = AttachedPods(self.store, config.node_name, lambda: self.cni.attachments())
         self.podman: PodmanSource | None = None
+        ranges = [ipaddress.ip_network(cidr) for cidr in config.service_cidr if cidr != NO_RANGES]
+        self.service_names = ServiceNames(self.store, config.cluster_domain, ranges)
+        self.dns: DnsServer | None = None
+        self._dns_clients: frozenset[str] | None = None  # None: to be found anew
         self.names = Names(self.store, lambda: self.cni.pods())
 
     # -- start and end ------------------------------------------------------------------------------------------
@@ -167,6 +176,7 @@ class Agent:
             mtu=self.mtu,
             datapath=_NamedPods(self),
             learned=self.pods_changed,
+            dns=self.dns_of,
         )
         if command := podman_command(self.config.podman):
             self.podman = PodmanSource(
@@ -174,9 +184,10 @@ class Agent:
             )
 
     def start_datapath(self) -> None:
-        """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
+        """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called, and the
+        records of pods loaded."""
         begin = time.monotonic()
-        self.node = node_addresses(self.config.node_ip, self._netlink)
+        self.node = node_addresses(self.config.node_ip, self._netlink, self.config.dns_addresses)
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
         self.tunnels = tunnels(self._netlink.links())
         enable_forwarding(self.sysctls)
@@ -193,7 +204,9 @@ class Agent:
         self.maglev = self.datapath.maglev_tables()
         self.maglev.adopt()
         self.datapath.set_node_addresses(self.node)
-        self.cni.load()
+        own = OwnAddresses(self.config.state_dir)
+        if not self.config.dns_addresses and own.added:
+            own.release()
         present = {link.index for link in self._netlink.links()}
         self.datapath.forget_missing_pods(pod for pod in self.cni.pods() if pod.host_ifindex in present)
         if self.datapath.serves_from_tables():
@@ -279,9 +292,15 @@ class Agent:
             self.sources["kubernetes"] = KubernetesSource(
                 self.store, self.config.kubeconfig, self.config.kubernetes_netns
             )
+        if self.config.dns_addresses:
+            self.dns = self._dns_server()
         async with asyncio.TaskGroup() as tasks:
+            if self.dns is not None:  # first: what is asked while the programs load waits, and is answered then
+                tasks.create_task(self.dns.run(), name="DNS")
             for name, source in self.sources.items():
                 tasks.create_task(source.run(), name=f"source {name}")
+            await asyncio.to_thread(self.cni.load)
+            self.attached_pods.publish()  # names are complete from here on, if the sources are
             await asyncio.to_thread(self.start_datapath)
             await ready()
             for name, source in self.sources.items():
@@ -304,6 +323,34 @@ class Agent:
         if self.config.kubeconfig is not None:
             return None
         return ClusterAddresses(self.config.service_cidr, self.config.state_dir / "cluster-addresses.json")
+
+    def _dns_server(self) -> DnsServer:
+        addresses = self.config.dns_addresses
+        own = OwnAddresses(self.config.state_dir)
+        return DnsServer(
+            addresses,
+            self.service_names,
+            prepare=lambda: own.apply(addresses),
+            ready=lambda: self.all_synced and self.attached_pods.published,
+            clients=self._clients,
+            requests=self.metrics.dns_requests,
+        )
+
+    def _clients(self) -> frozenset[str] | None:
+        """Who may ask for names: the pods of this node and the node itself; None while pods are not known."""
+        if self._dns_clients is None and self.cni.is_loaded:
+            pods = {str(address) for pod in self.cni.pods() for address in pod.addresses}
+            self._dns_clients = frozenset(pods | self.node.every | {*self.config.dns_addresses, "127.0.0.1", "::1"})
+        return self._dns_clients
+
+    def dns_of(self, record: Attachment) -> dict[str, Any]:
+        """How a pod resolves names, in the words of CNI; empty where waggle does not answer any."""
+        versions = {address.version for address in record.ips}
+        servers = [text for text in self.config.dns_addresses if ipaddress.ip_address(text).version in versions]
+        if not servers:
+            return {}
+        search = self.service_names.search(record.namespace or DEFAULT_NAMESPACE)
+        return {"nameservers": servers, "search": search}
 
     def _noticed(self) -> None:
         self._times.noticed()
@@ -374,6 +421,7 @@ class Agent:
         self._pods_due |= bool(changes.pods)
         if changes.nodes:
             self.ranges.claim(ALL_NODES, plan_nodes(self.store.nodes.values()))
+        self.service_names.stale |= bool(changes.services or changes.pods)
         full = self._follow_context(bool(changes.nodes))
         self._follow_host_ports()
         self.names.stale = True
@@ -466,6 +514,7 @@ class Agent:
 
         def look() -> None:
             self._pods_due = True
+            self._dns_clients = None
             self._dirty.set()
 
         if self._loop is not None:  # else the first pass looks anyhow
@@ -682,7 +731,7 @@ class Agent:
             self._follow_node()
 
     def _follow_node(self) -> None:
-        node = node_addresses(self.config.node_ip, self._netlink)
+        node = node_addresses(self.config.node_ip, self._netlink, self.config.dns_addresses)
         devices = uplinks(self.config.devices, node.snat, self._netlink)
         found = tunnels(self._netlink.links())
         if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
@@ -703,6 +752,7 @@ class Agent:
         if self.attached:
             self.datapath.take_over_flows()
         self.node, self.devices, self.tunnels = node, devices, found
+        self._dns_clients = None
 
     # -- facts --------------------------------------------------------------------------------------------------
 
@@ -747,6 +797,8 @@ class Agent:
         found += self.attached_pods.problems()
         if self.podman is not None:
             found += self.podman.problems()
+        if self.dns is not None:
+            found += self.dns.problems()
         if self.config.cni_conf_dir:
             found += self._network_problems(self.config.cni_conf_dir)
         found += self.health_ports.problems()
@@ -797,6 +849,7 @@ class Agent:
             "addresses": {"ipv4": self.node.ip4, "ipv6": self.node.ip6},
             "devices": [name for name, _ in self.devices],
             "tunnels": {name: self._behind(name) for name, _ in self.tunnels},
+            "dns": list(self.dns.addresses) if self.dns is not None and self.dns.listening else [],
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
             "bpfRoot": str(self.config.bpf_root),

@@ -54,6 +54,10 @@ def agent(
         Path | None, typer.Option(help=_HELP["cni_conf_dir"], metavar="DIR", readable=False)
     ] = None,
     podman: Annotated[str | None, typer.Option(help=_HELP["podman"])] = None,
+    dns_address: Annotated[
+        list[str] | None, typer.Option(help=_HELP["dns_address"] + " Repeat or separate by commas.")
+    ] = None,
+    cluster_domain: Annotated[str | None, typer.Option(help=_HELP["cluster_domain"])] = None,
     metrics_address: Annotated[str | None, typer.Option(help=_HELP["metrics_address"], metavar="HOST:PORT")] = None,
     events: Annotated[bool | None, typer.Option("--events/--no-events", help=_HELP["events"])] = None,
     max_services: Annotated[int | None, typer.Option(help=_HELP["max_services"])] = None,
@@ -96,6 +100,8 @@ def agent(
         "cni_bin_dir": cni_bin_dir,
         "cni_conf_dir": cni_conf_dir,
         "podman": podman,
+        "dns_address": _flat(dns_address),
+        "cluster_domain": cluster_domain,
         "metrics_address": metrics_address,
         "events": events,
         "max_services": max_services,

@@ -52,6 +52,7 @@ def _print_status(facts: dict[str, Any]) -> None:
         "Addresses": ", ".join(addresses) or "none",
         "Uplinks": ", ".join(facts["devices"]) or "none",
         "Pod ranges": ", ".join(facts["podRanges"]) or "none",
+        "DNS": ", ".join(facts["dns"]) or "none",
         "Services": f"{counts['services']} ({counts['frontends']} frontends, {counts['backends']} backend records)",
         "Pods": str(counts["pods"]),
         "Nodes": str(counts["nodes"]),

@@ -108,7 +108,7 @@ def view_service(store: Store, key: ObjectKey, context: PlanContext) -> list[Por
         for port in service.spec.ports:
             made = frontends(service, port, family)
             if made:
-                endpoints = _endpoints(store, service, port, family)
+                endpoints = service_endpoints(store, service, port, family)
                 views.append(PortView(service, port, family, made, endpoints, context.node))
     return views
 
@@ -263,7 +263,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _endpoints(store: Store, service: Service, port: ServicePort, family: Family) -> list[Endpoint]:
+def service_endpoints(store: Store, service: Service, port: ServicePort, family: Family) -> list[Endpoint]:
+    """The endpoints of a port of a Service: those of its slices, else those of the pods that it selects."""
     slices = store.slices_of.get(service.key)
     if slices:
         return slice_endpoints(slices.values(), port, family)

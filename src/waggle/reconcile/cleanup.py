@@ -14,6 +14,7 @@ from waggle.kernel import links, maps, pidfd, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink, Route, Rule
 from waggle.reconcile import health_process, overlay
+from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.reserved_ports import ReservedPorts
 from waggle.reconcile.sysctls import Sysctls
 from waggle.reconcile.uplinks import is_pod_interface
@@ -65,6 +66,9 @@ def clean_node(
             for rule in netlink.rules(protocol=RTPROT_WAGGLE):
                 if rule.src is not None:
                     remove("rule", f"from {rule.src} lookup {rule.table}", lambda r=rule: _delete_rule(netlink, r))  # type: ignore[misc]
+        own = OwnAddresses(state_dir)
+        for address in own.added:
+            remove("address", address, own.release)
         reserved = ReservedPorts(state_dir)
         if reserved.any:
             remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)

@@ -619,13 +619,15 @@ def pin_name(device: str) -> str:
     return device.replace(".", ":")
 
 
-def node_addresses(config_ips: Iterable[str], netlink: Netlink) -> NodeAddresses:
-    """The node's addresses now: those configured for SNAT, or the first of the default route's interface."""
+def node_addresses(config_ips: Iterable[str], netlink: Netlink, without: Container[str] = ()) -> NodeAddresses:
+    """The node's addresses now: those configured for SNAT, or the first of the default route's interface. `without`:
+    addresses that are waggle's own."""
     interfaces = {link.index: link.name for link in netlink.links()}
     defaults = netlink.default_route_devices()
     every: dict[str, str] = {}
     for address in netlink.addresses():
-        if not (address.ip.is_loopback or address.ip.is_link_local or address.ip.is_multicast):
+        special = address.ip.is_loopback or address.ip.is_link_local or address.ip.is_multicast
+        if not special and str(address.ip) not in without:
             every[str(address.ip)] = interfaces.get(address.ifindex, "")
     chosen = {4: "", 6: ""}
     for text in config_ips:

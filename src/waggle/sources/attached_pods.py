@@ -25,11 +25,13 @@ class AttachedPods:
         self._node = node
         self._attachments = attachments
         self._rows: list[Pod] = []
+        self.published = False
 
     def publish(self) -> None:
         """Make the store hold what is attached now."""
         self._rows = pod_rows(self._node, map(_attached, self._attachments()))
         self._store.replace("Pod", self._rows, ORIGIN)
+        self.published = True
 
     def problems(self) -> list[Problem]:
         """Services that ask containers for what they do not have."""

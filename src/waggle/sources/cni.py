@@ -20,7 +20,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,16 +60,18 @@ class CniService:
         datapath: PodDatapath,
         mtu: Callable[[], int] = lambda: 0,
         learned: Callable[[], None] = lambda: None,
+        dns: Callable[[Attachment], Mapping[str, Any]] = lambda _: {},
         host_netns: Path | None = None,
     ) -> None:
         """`ranges` gives the node's pod ranges as known now, `mtu` the size for a new interface (0: the kernel's
-        default); `mtu` is called in worker threads. `learned` is called after a `learn` that told something new.
-        `host_netns` is where host sides are made; None is the agent's own namespace.
+        default), `dns` the result's field of that name; both are called in worker threads. `learned` is called after
+        a `learn` that told something new. `host_netns` is where host sides are made; None is the agent's own namespace.
         """
         self._ranges = ranges
         self._datapath = datapath
         self._mtu = mtu
         self._learned = learned
+        self._dns = dns
         self._host = Netlink(host_netns)
         self._host_netns = host_netns or Path("/proc/thread-self/ns/net")
         self._store = AttachmentRecords(state_dir / "cni")
@@ -85,6 +87,11 @@ class CniService:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="cni")
 
     # -- what is recorded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `load` is done: before, no pod is known."""
+        return self._loaded
 
     def pods(self) -> list[PodInterface]:
         """Pods whose interface exists, as recorded. At start, attaching each of them again is right and harmless."""
@@ -230,7 +237,7 @@ class CniService:
                 record = self._make(request, earlier, ranges, netns_fd)
             link = self._host.link_by_name(name)
         self._problems.pop(name, None)
-        return add_result(request, record, link.mtu)
+        return add_result(request, record, link.mtu, self._dns(record))
 
     def _refuse_own_netns(self, request: CniRequest, netns_fd: int) -> None:
         # A default route for a "pod" in the node's namespace would take the node off its network.

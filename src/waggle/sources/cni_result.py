@@ -6,6 +6,8 @@ Source: CNI specification 1.1.0, "ADD Success". Versions before 1.0.0 carry the 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from waggle.errors import CniError
@@ -17,8 +19,11 @@ from waggle.sources.ipam import IPAddress
 _LISTS = ("interfaces", "ips", "routes")
 
 
-def add_result(request: CniRequest, record: Attachment, mtu: int) -> dict[str, Any]:
-    """What earlier plugins of the chain made (prevResult) and, after it, what this one made."""
+def add_result(
+    request: CniRequest, record: Attachment, mtu: int, dns: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What earlier plugins of the chain made (prevResult) and, after it, what this one made. `dns` is the node's own,
+    for networks that do not say."""
     earlier = request.prev_result or {}
     interfaces, ips, routes = (_list_of(earlier, key) for key in _LISTS)
     pod_side = len(interfaces) + 1
@@ -33,7 +38,7 @@ def add_result(request: CniRequest, record: Attachment, mtu: int) -> dict[str, A
         prefix = f"{address}/{address.max_prefixlen}"
         ips.append({**version, "interface": pod_side, "address": prefix, "gateway": gateway})
         routes.append({"dst": str(default_route_of(address)), "gw": gateway})
-    dns = request.dns or earlier.get("dns") or {}
+    dns = request.dns or earlier.get("dns") or dict(dns)
     return {"cniVersion": request.version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns}
 
 
