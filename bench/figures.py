@@ -54,4 +54,6 @@ class Figures:
 
     @property
     def empty(self) -> bool:
-        return not any(self.document.get(key) for key in ("samples", "first_packets", "north_south", "control_plane"))
+        return not any(
+            self.document.get(key) for key in ("samples", "first_packets", "north_south", "cni", "control_plane")
+        )
