@@ -70,6 +70,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
             "options": recorded(options),
         }
     _leave_out_missing_peers(options, figures, progress)
+    if "cni" in options.parts and not figures.rows("cni"):
+        _cni(options, figures, progress)
     if "control-plane" in options.parts:
         _control_plane(options, figures, progress)
     if "north-south" in options.parts:
@@ -91,6 +93,13 @@ def _leave_out_missing_peers(options: argparse.Namespace, figures: Figures, prog
     options.ways = [name for name in options.ways if name not in missing]
     options.modes = [name for name in options.modes if name not in missing]
     figures.document["missing_peers"] = missing
+
+
+def _cni(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:
+    from bench.cni import measure_cni  # the peers can be measured without waggle installed
+
+    figures.rows("cni").extend(measure_cni(options.rounds, options.pods, progress))
+    figures.save()
 
 
 def _control_plane(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:

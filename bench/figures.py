@@ -55,5 +55,6 @@ class Figures:
     @property
     def empty(self) -> bool:
         return not any(
-            self.document.get(key) for key in ("samples", "first_packets", "north_south", "control_plane", "pods")
+            self.document.get(key)
+            for key in ("samples", "first_packets", "north_south", "pods", "cni", "control_plane")
         )

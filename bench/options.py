@@ -14,11 +14,12 @@ from bench.plain import PLACEMENTS
 from bench.rule_sets import RULE_SETS
 from bench.traffic import TESTS
 
-PARTS = ("control-plane", "north-south", "pods", "east-west", "first-packet")
+PARTS = ("cni", "control-plane", "north-south", "pods", "east-west", "first-packet")
 #: What figures depend on: recorded with them, and compared when a run is resumed.
 _RECORDED = (
     "parts", "tests", "ways", "modes", "rounds", "seconds", "warmup", "attempts", "services", "servers", "family",
     "close", "places", "scale", "starts", "changes", "burst", "settle", "sync_limit",
+    "pods",
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--starts", type=_positive, default=3, help="cold starts and full syncs")
     parser.add_argument("--changes", type=_positive, default=200, help="EndpointSlice changes, one at a time")
     parser.add_argument("--burst", type=_positive, default=1000, help="EndpointSlice changes made at once")
+    parser.add_argument("--pods", type=_positive, default=200, help="CNI: pods made at once")
     # their CPU time is part of what is measured
     parser.add_argument("--settle", type=float, default=4, help="seconds for agents to become quiet after many changes")
     parser.add_argument("--sync-limit", type=float, default=60, help="seconds after which a peer's sync is given up")
@@ -90,6 +92,7 @@ def _shorten(options: argparse.Namespace) -> None:
     options.services = [number for number in options.services if number <= 1000] or options.services[:1]
     options.scale = [(min(services, 1000), endpoints) for services, endpoints in options.scale[:1]]
     options.starts, options.changes, options.burst = 1, 50, min(options.burst, 200)
+    options.pods = min(options.pods, 50)
 
 
 def _of(parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]) -> list[str]:

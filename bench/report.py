@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bench.cni_report import cni
 from bench.control_plane_report import control_plane
 from bench.disturbance import Disturbance
 from bench.first_packet_report import FirstPacketFigures
@@ -67,6 +68,8 @@ class Report:
             parts.append(self.north_south.markdown())
         if self.document.get("pods"):
             parts.append(pods(self.document["pods"]))
+        if self.document.get("cni"):
+            parts.append(cni(self.document["cni"]))
         parts += [control_plane(scale) for scale in self.control_plane]
         return "\n\n".join(part for part in parts if part) + "\n"
 

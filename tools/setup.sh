@@ -17,6 +17,11 @@ declare -A needed=(
 # what proves that Netfilter had no part in it
 if [ "$goal" != install ]; then needed+=([nft]=nftables); fi
 if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [ethtool]=ethtool); fi
+# container runtimes, and the plugins that containerd needs beside waggle's and the benchmark compares with
+if [ "$goal" = test ]; then
+	needed+=([containerd]=containerd [runc]=runc [podman]=podman [conmon]=conmon [runsc]=runsc)
+	needed+=([/usr/lib/cni/loopback]=containernetworking-plugins [/usr/bin/busybox]=busybox-static)
+fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 # a network for pods that it compares with

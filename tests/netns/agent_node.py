@@ -218,14 +218,15 @@ class AgentNode:
         assert done.returncode == 0, done.stdout
         return name, json.loads(done.stdout)["ips"][0]["address"].partition("/")[0]
 
-    def cni(self, command: str, pod: str, **config: Any) -> subprocess.CompletedProcess[str]:
-        """The plugin, as a runtime runs it."""
+    def cni(self, command: str, pod: str, arguments: str = "", **config: Any) -> subprocess.CompletedProcess[str]:
+        """The plugin, as a runtime runs it. `arguments`: CNI_ARGS."""
         variables = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": pod,
             "CNI_IFNAME": "eth0",
             "CNI_NETNS": f"/run/netns/{pod}",
             "CNI_PATH": "/opt/cni/bin",
+            "CNI_ARGS": arguments,
         }
         base = {"cniVersion": "1.1.0", "name": "w", "type": "waggle-cni", "apiSocket": str(self.socket)}
         text = json.dumps(base | config)

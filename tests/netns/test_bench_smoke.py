@@ -68,7 +68,20 @@ def test_base_line_is_measured_and_taken_down(tmp_path: Path) -> None:
 def test_every_part_in_miniature(tmp_path: Path) -> None:
     sizes = ["--services", "1,20", "--rounds", "2", "--seconds", "0.5", "--warmup", "0.05", "--attempts", "1"]
     sizes += ["--tests", "connect", "--placements", "one", "--scale", "30x2", "--starts", "1", "--changes", "5"]
-    command = [sys.executable, "-m", "bench", *sizes, "--burst", "10", "--settle", "0.5", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        *sizes,
+        "--burst",
+        "10",
+        "--pods",
+        "3",
+        "--settle",
+        "0.5",
+        "--out",
+        str(tmp_path),
+    ]
     run = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     output, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
@@ -98,6 +111,12 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
         assert row["received"] >= 0.9 * row["sent"] > 1000
     assert 50 < document["north_south"]["program_ns"]["tc-snat"]["least"] < 50_000
 
+    networks = {row["network"]: row for row in document["cni"]}
+    assert set(networks) == {"waggle", "bridge + portmap"}, "containernetworking-plugins is there"
+    for row in networks.values():
+        for times in ("add_ms", "del_ms", "add_at_once_ms", "del_at_once_ms"):
+            assert len(row[times]) == 3 and min(row[times]) > 0.1
+
     (scale,) = document["control_plane"]
     assert set(scale["peers"]) == peers
     for peer in scale["peers"].values():
@@ -109,6 +128,7 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
         "First packet",
         "North-south",
         "Pod to pod",
+        "Pods by CNI",
         "Control plane with 30 Services of 2 endpoints",
         "Not measured: IPVS",
     ):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def test_pods_bind_what_they_like(node: AgentNode) -> None:
 
 def test_nobody_binds_a_host_port(node: AgentNode) -> None:
     mappings = [{"hostPort": 9090, "containerPort": 80}, {"hostPort": 9091, "containerPort": 80, "hostIP": "127.0.0.1"}]
-    pod, _ = node.add_pod("ports", runtimeConfig={"portMappings": mappings})
+    of_kubernetes = "K8S_POD_NAMESPACE=t;K8S_POD_NAME=ports"
+    pod, _ = node.add_pod("ports", runtimeConfig={"portMappings": mappings}, arguments=of_kubernetes)
     taken = [("tcp", host, 9090) for host in ("0.0.0.0", "::", NODE4, NODE6, "127.0.0.1")]
     taken.append(("tcp", "127.0.0.1", 9091))
     free = [("tcp", NODE4, 9091), ("tcp", "0.0.0.0", 9091), ("tcp", "::1", 9091), ("udp", "0.0.0.0", 9090)]
@@ -128,6 +130,18 @@ def test_nobody_binds_a_host_port(node: AgentNode) -> None:
     assert bind(node, *free) == ["ok"] * len(free)
     assert node.cni("DEL", pod).returncode == 0
     node.until(lambda: bind(node, *taken) == ["ok"] * len(taken))
+
+
+def test_a_runtime_holds_the_host_ports_it_publishes(node: AgentNode) -> None:
+    """Podman listens on them itself, from when ADD has succeeded: that is neither refused nor a fault."""
+    mappings = [{"hostPort": 9092, "containerPort": 80}, {"hostPort": 9093, "containerPort": 80, "hostIP": "127.0.0.1"}]
+    node.add_pod("held", runtimeConfig={"portMappings": mappings}, arguments="K8S_POD_NAME=held")
+    node.until(lambda: {e["port"] for e in node.dump("services")} >= {9092, 9093})
+    held = [("tcp", "0.0.0.0", 9092), ("tcp", "::", 9092), ("tcp", NODE4, 9092), ("tcp", "127.0.0.1", 9093)]
+    assert bind(node, *held) == ["ok"] * len(held)
+    node.serve(node.netns, "the runtime", 9092)
+    time.sleep(0.3)  # longer than a look at who is on such a port takes to come
+    assert not any("9092" in problem["reason"] for problem in node.get("/status")["problems"])
 
 
 def test_a_port_is_free_again_with_its_service_and_taken_while_no_agent_runs(node: AgentNode) -> None:

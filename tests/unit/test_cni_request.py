@@ -51,6 +51,11 @@ def test_add() -> None:
         ({"hostPort": 1, "containerPort": 2, "hostIP": "127.0.0.1"}, HostPort("TCP", 1, 2, "127.0.0.1")),
         ({"hostPort": 1, "containerPort": 2, "protocol": "", "hostIP": None}, HostPort("TCP", 1, 2)),
         ({"hostPort": 1, "containerPort": 2, "hostIP": "FD00::0:1"}, HostPort("TCP", 1, 2, "fd00::1")),
+        # containerd 1: its keys are the names of Go's fields
+        (
+            {"HostPort": 8088, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "::"},
+            HostPort("TCP", 8088, 8080, "::"),
+        ),
         ({"hostPort": 0, "containerPort": 80, "protocol": "tcp"}, None),
         ({"containerPort": 80}, None),
     ],

@@ -149,6 +149,15 @@ def test_a_port_given_twice_leads_to_the_first() -> None:
     }
 
 
+def test_ports_that_the_runtime_holds_itself() -> None:
+    ports = PodPorts((HostPort("TCP", 8080, 80),), (V4, V6))
+    assert HostPortOwner("", "web", "wag1").held, "a runtime without Kubernetes names no namespace"
+    assert not HostPortOwner("default", "web", "wag1").held
+    for held in (True, False):
+        found = {row.settings[0].flags & ServiceFlag.HELD for row in plan_host_ports(ports, NODE, held=held)}
+        assert found == {ServiceFlag.HELD if held else 0}
+
+
 def test_a_pod_that_is_gone_has_none() -> None:
     assert plan_host_ports(None, NODE) == []
 

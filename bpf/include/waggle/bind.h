@@ -17,7 +17,7 @@ WAG_INLINE bool wag_bind_meets(const struct wag_addr *any, const struct wag_addr
 {
 	struct wag_service *service = wag_service_find_nodeport(any, port, proto);
 
-	if (!service)
+	if (!service || (service->flags & WAG_SERVICE_HELD))
 		return false;
 	if (wag_addr_is_any(addr))
 		return true;
@@ -42,7 +42,7 @@ WAG_INLINE bool wag_bind_in_vain(const struct wag_addr *addr, __be16 port, __u8 
 		return wag_bind_meets(&any4, addr, port, proto);
 	}
 	service = wag_service_find(addr, port, proto);
-	return service && (service->flags & WAG_SERVICE_HOST_PORT);
+	return service && (service->flags & (WAG_SERVICE_HOST_PORT | WAG_SERVICE_HELD)) == WAG_SERVICE_HOST_PORT;
 }
 
 #endif

@@ -50,6 +50,7 @@ enum wag_service_flag {
 	WAG_SERVICE_DSR = 32,         /* backends on other nodes answer clients directly */
 	WAG_SERVICE_BY_HASH = 16,     /* packets of one flow choose the same backend on every node */
 	WAG_SERVICE_HOST_PORT = 256,  /* of a pod: on every address of the node, whatever serves NodePorts */
+	WAG_SERVICE_HELD = 512,       /* the runtime that asked for the host port has a socket there, so that nobody else does */
 };
 
 struct wag_backend {

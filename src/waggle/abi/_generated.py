@@ -113,6 +113,7 @@ class ServiceFlag(IntFlag):
     DSR = 32
     BY_HASH = 16
     HOST_PORT = 256
+    HELD = 512
 
 
 class Scope(IntEnum):

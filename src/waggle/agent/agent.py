@@ -523,7 +523,7 @@ class Agent:
     def plan(self, key: Owner) -> list[ServiceRow]:
         """The rows of a Service, or of the host ports of a pod."""
         if isinstance(key, HostPortOwner):
-            return plan_host_ports(self.host_ports.get(key), self.context.addresses)
+            return plan_host_ports(self.host_ports.get(key), self.context.addresses, held=key.held)
         return plan_service(self.store, key, self.context)
 
     def _apply(self, key: Owner) -> set[Owner]:

@@ -12,6 +12,7 @@ from waggle.abi.address import host_port
 from waggle.errors import KernelError, WaggleError
 from waggle.kernel.sockets import bound_sockets, socket_owners
 from waggle.model.bound import LocalPort, sockets_in_vain
+from waggle.model.host_port import HostPortOwner
 from waggle.reconcile.datapath import Datapath
 from waggle.reconcile.reserved_ports import ReservedPorts
 from waggle.reconcile.services import Owner, ServiceTables, named
@@ -52,7 +53,7 @@ class PortGuard:
                 self._unreserved = str(error)
                 log.error("%s", error)
             try:
-                self._cut_off = await asyncio.to_thread(self._sockets_in_vain, ports)
+                self._cut_off = await asyncio.to_thread(self._sockets_in_vain, _for_nobody(ports))
             except (WaggleError, OSError) as error:
                 log.error("cannot tell who uses ports of Services: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
@@ -74,3 +75,8 @@ class PortGuard:
             if problem not in self._cut_off:
                 log.warning("%s", problem)
         return found
+
+
+def _for_nobody(ports: Mapping[LocalPort, Owner]) -> dict[LocalPort, Owner]:
+    """Those on which no process of the node should be: without what a runtime keeps for itself."""
+    return {port: owner for port, owner in ports.items() if not (isinstance(owner, HostPortOwner) and owner.held)}

@@ -28,6 +28,13 @@ class HostPortOwner(NamedTuple):
     name: str
     interface: str
 
+    @property
+    def held(self) -> bool:
+        """Whether the runtime keeps a socket of its own on the ports. Those without Kubernetes do (Podman, which names
+        no namespace), once ADD has succeeded, and start no container without: nobody else may take the port meanwhile.
+        """
+        return not self.namespace
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name or self.interface
 

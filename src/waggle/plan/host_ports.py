@@ -12,8 +12,9 @@ from waggle.model.service import family_of
 from waggle.plan.services import FrontendSettings, ServiceRow
 
 
-def plan_host_ports(pod: PodPorts | None, node_addresses: Iterable[str]) -> list[ServiceRow]:
-    """One row per host port and address of the pod; none for a pod that is gone (None)."""
+def plan_host_ports(pod: PodPorts | None, node_addresses: Iterable[str], *, held: bool = False) -> list[ServiceRow]:
+    """One row per host port and address of the pod; none for a pod that is gone (None). `held`: the runtime has sockets
+    on the ports."""
     if pod is None:
         return []
     everywhere = frozenset(node_addresses)
@@ -25,6 +26,7 @@ def plan_host_ports(pod: PodPorts | None, node_addresses: Iterable[str]) -> list
             if at is None or port.protocol not in PROTOCOLS:
                 continue
             flags = ServiceFlag.HOST_PORT if at else ServiceFlag.HOST_PORT | ServiceFlag.NODEPORT
+            flags |= ServiceFlag.HELD if held else ServiceFlag(0)
             key = ServiceKey(
                 pack_address(at or ANY[family]), port.port, PROTOCOLS[port.protocol], Scope.INTERNAL
             ).pack()

@@ -200,7 +200,7 @@ def _host_ports(document: dict[str, Any]) -> tuple[HostPort, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CniError(INVALID_CONFIG, "runtimeConfig.portMappings: not a list of objects")
     found = []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(map(_members, entries)):
         where = f"runtimeConfig.portMappings[{index}]"
         host, container = (_port(entry, key, where) for key in ("hostPort", "containerPort"))
         protocol = str(entry.get("protocol") or "tcp").upper()
@@ -232,15 +232,21 @@ def _labels(document: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def _members(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of runtimeConfig by its keys in lower case: containerd 1 writes "HostPort", and plugins written in Go
+    take that for "hostPort"."""
+    return {key.lower(): value for key, value in entry.items()}
+
+
 def _port(entry: dict[str, Any], key: str, where: str) -> int:
-    value = entry.get(key) or 0
+    value = entry.get(key.lower()) or 0
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
         raise CniError(INVALID_CONFIG, f"{where}.{key}: {_shown(str(value))} is not a port")
     return value
 
 
 def _host_ip(entry: dict[str, Any], where: str) -> str:
-    value = entry.get("hostIP") or ""
+    value = entry.get("hostip") or ""
     try:
         return str(ipaddress.ip_address(value)) if value else ""
     except ValueError as error:
