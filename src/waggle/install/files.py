@@ -13,7 +13,7 @@ import yaml
 
 from waggle.config import AgentConfig
 from waggle.kernel.capabilities import NEEDED
-from waggle.reconcile.cleanup import POD_INTERFACE_PREFIX
+from waggle.reconcile.uplinks import POD_INTERFACE_PREFIX
 
 ETC = Path("/etc/waggle")
 SETTINGS = ETC / "agent.yaml"
@@ -145,7 +145,7 @@ def network_manager() -> str:
 
 def networkd() -> str:
     """So does systemd-networkd, whatever other .network files match."""
-    return f"[Match]\nName={POD_INTERFACE_PREFIX}*\nDriver=veth\n\n[Link]\nUnmanaged=yes\n"
+    return f"[Match]\nName={POD_INTERFACE_PREFIX}*\nDriver=veth vxlan\n\n[Link]\nUnmanaged=yes\n"
 
 
 def files(executable: Path, settings: Mapping[str, Any], config: AgentConfig) -> list[File]:
