@@ -34,7 +34,7 @@ lint: ## formatting, lint, types, layers, generated files
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@$(MAKE) --no-print-directory abi-check reference-check
+	@$(MAKE) --no-print-directory abi-check reference-check deploy-check
 
 abi: ## write the Python side of the BPF programs' types again
 	@$(MAKE) --no-print-directory -C bpf all abi
@@ -50,6 +50,12 @@ reference: ## write docs/reference again: settings, commands, maps, metrics, dro
 reference-check: ## fail when a page of docs/reference is stale
 	@$(PY) tools/generate_reference.py --check
 
+deploy: ## write the Kubernetes manifests and the Helm chart below deploy again
+	@$(PY) tools/generate_deploy.py
+
+deploy-check: ## fail when one of them is stale
+	@$(PY) tools/generate_deploy.py --check
+
 bench: ## measure beside direct connections, plain namespaces and kube-proxy's rules
 	@tools/setup.sh test
 	@$(PY) -m bench $(ARGS)
@@ -59,4 +65,4 @@ clean: ## remove what was built
 	@$(MAKE) --no-print-directory -C cni clean
 	@$(MAKE) --no-print-directory -C health clean
 
-.PHONY: help install build demo test test-vm differential lint abi abi-check reference reference-check bench clean
+.PHONY: help install build demo test test-vm differential lint abi abi-check reference reference-check deploy deploy-check bench clean

@@ -120,6 +120,7 @@ class AgentConfig:
     bpf_root: Path = _setting(Path("/sys/fs/bpf/waggle"), "Directory on bpffs for pinned maps and links.")
     state_dir: Path = _setting(Path("/var/lib/waggle"), "Directory for address reservations, kept over reboots.")
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
+    api_group: str = _setting("", "Group that may use the API besides root, and so see everything. Default: none.")
     cni_bin_dir: Path | None = _setting(
         None, "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there. Default: nowhere."
     )

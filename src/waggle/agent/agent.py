@@ -168,6 +168,7 @@ class Agent:
         """Checks the machine and locks the node. Raises WaggleError with what is missing or who has it."""
         probe.mount_bpffs()
         probe.require()
+        probe.make_sysctls_writable()
         self.datapath.lock()
         # not before: it makes the state directory, and only the owner of the node may
         self.cni = CniService(

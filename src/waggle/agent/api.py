@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from waggle.agent.agent import Agent
 from waggle.agent.telemetry import DatapathCollector
-from waggle.config import split_host_port
+from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ConfigError, NotReady
 from waggle.model.objects import ObjectKey
 from waggle.observe.names import frontend_text
@@ -40,7 +41,7 @@ class Api:
         """Takes the addresses, before anything else of the node is touched. ConfigError when one cannot be taken."""
         config = self._agent.config
         try:
-            self._sockets.append((_bind_unix(config.api_socket), True))
+            self._sockets.append((_bind_unix(config.api_socket, config.api_group), True))
         except OSError as error:
             raise ConfigError(f"api-socket: cannot listen on {config.api_socket}: {error.strerror or error}") from error
         if config.metrics_address:
@@ -288,14 +289,26 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _bind_unix(path: Path, group: str) -> socket.socket:
+    """A socket for root and, where there is one, a group; so is its directory, if that is waggle's own."""
+    try:
+        owner = grp.getgrnam(group).gr_gid if group else 0
+    except KeyError as error:
+        raise ConfigError(f"api-group: there is no group {group!r}: groupadd --system {group}") from error
+    ours = path.parent == DEFAULT_SOCKET.parent or not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
+    if ours:
+        os.chown(path.parent, 0, owner)
+        path.parent.chmod(0o750 if group else 0o700)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # left behind by an agent that was killed; the lock says that none is alive
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
         bound.bind(str(path))
+        if group:  # the owner first: for no moment may another group use it
+            os.chown(path, 0, owner)
+            path.chmod(0o660)
     except OSError:
         bound.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -25,6 +26,7 @@ def run_agent(config: AgentConfig) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     try:
+        os.umask(0o077)  # whatever it was: what others are to read is said where it is written
         capabilities.drop_others()
         agent = Agent(config)
         agent.take_node()

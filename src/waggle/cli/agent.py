@@ -49,6 +49,7 @@ def agent(
     bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR", readable=False)] = None,
     state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR", readable=False)] = None,
     api_socket: Annotated[Path | None, typer.Option(help=_HELP["api_socket"], metavar="PATH", readable=False)] = None,
+    api_group: Annotated[str | None, typer.Option(help=_HELP["api_group"], metavar="GROUP")] = None,
     cni_bin_dir: Annotated[Path | None, typer.Option(help=_HELP["cni_bin_dir"], metavar="DIR", readable=False)] = None,
     cni_conf_dir: Annotated[
         Path | None, typer.Option(help=_HELP["cni_conf_dir"], metavar="DIR", readable=False)
@@ -97,6 +98,7 @@ def agent(
         "bpf_root": bpf_root,
         "state_dir": state_dir,
         "api_socket": api_socket,
+        "api_group": api_group,
         "cni_bin_dir": cni_bin_dir,
         "cni_conf_dir": cni_conf_dir,
         "podman": podman,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from pathlib import Path
 from waggle.errors import KernelError, MissingFeature
 from waggle.kernel.cgroup import cgroup2_mount
 from waggle.kernel.links import AttachType, query_programs
+
+_SYSCTLS = Path("/proc/sys")
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096  # include/uapi/linux/mount.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,20 @@ def mount_bpffs() -> None:
         reason = result.stderr.partition("\n")[0].removeprefix(f"mount: {where}: ").rstrip(".")
         raise MissingFeature(
             f"bpffs is not mounted and cannot be mounted from here ({reason}): mount -t bpf bpf {where} on the host"
+        )
+
+
+def make_sysctls_writable() -> None:
+    """Makes /proc/sys writable for this mount namespace where it is not: containers that are not privileged get it
+    read-only, whatever they may do otherwise. MissingFeature when the kernel refuses."""
+    if os.geteuid() != 0 or not os.statvfs(_SYSCTLS).f_flag & os.ST_RDONLY:
+        return
+    flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if _libc.mount(None, os.fsencode(_SYSCTLS), None, ctypes.c_ulong(flags), None) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise MissingFeature(
+            f"{_SYSCTLS} is read-only and cannot be made writable ({reason}): run the container with SYS_ADMIN and "
+            "without an AppArmor profile that forbids mounts"
         )
 
 

@@ -40,7 +40,7 @@ def install_plugin(directory: Path) -> None:
         raise MissingFeature(f"the CNI plugin {PLUGIN} is not built: make -C cni")
     scratch = directory / f".{PLUGIN}.tmp"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(directory)
         shutil.copyfile(source, scratch)
         scratch.chmod(0o755)
         scratch.replace(directory / PLUGIN)
@@ -54,13 +54,21 @@ def install_configuration(directory: Path, api_socket: Path) -> None:
     # runtimes watch the directory: no name of theirs while it is not complete
     scratch = directory / f".{CONFIGURATION}.tmp"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(directory)
         with scratch.open("w") as stream:
             stream.write(text)
             os.fsync(stream.fileno())
+        scratch.chmod(0o644)
         scratch.replace(directory / CONFIGURATION)
     except OSError as error:
         raise MissingFeature(f"cni-conf-dir: cannot write {directory / CONFIGURATION}: {error.strerror}") from error
+
+
+def _make_directory(directory: Path) -> None:
+    """For everybody to read: other plugins and their runtimes come here as well."""
+    for missing in reversed([one for one in (directory, *directory.parents) if not one.exists()]):
+        missing.mkdir(exist_ok=True)
+        missing.chmod(0o755)
 
 
 def problems(directory: Path) -> list[Problem]:

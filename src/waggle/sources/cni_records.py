@@ -92,6 +92,7 @@ class AttachmentRecords:
         self._directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory.chmod(0o700)
         except OSError as error:
             raise CniError(IO_FAILURE, f"state-dir: cannot make {directory}: {error.strerror}") from error
 

@@ -48,6 +48,8 @@ ENDPOINT_SLICES: Final = Resource(
 SERVICE_CIDRS: Final = Resource(
     ServiceCIDR, "networking.k8s.io", "servicecidrs", "/apis/networking.k8s.io/v1/servicecidrs", optional=True
 )
+#: All that is watched; deploy/ gives the right to these and to nothing else.
+RESOURCES: Final[tuple[Resource[Any], ...]] = (NODES, SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
 
 
 class KubernetesSource:
@@ -69,8 +71,7 @@ class KubernetesSource:
         self._problems = ProblemSet(log)
         self._api = ApiServer(kubeconfig, netns, limits)
         informers: list[Informer[Any]] = [
-            Informer(self._api, store, resource, self._problems, timing)
-            for resource in (NODES, SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
+            Informer(self._api, store, resource, self._problems, timing) for resource in RESOURCES
         ]
         self.informers = tuple(informers)
 
