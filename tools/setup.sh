@@ -17,6 +17,10 @@ declare -A needed=(
 # what proves that Netfilter had no part in it
 if [ "$goal" != install ]; then needed+=([nft]=nftables); fi
 if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [ethtool]=ethtool); fi
+# containers without Kubernetes: Podman with all it needs for containers and pods, images made of what is here
+if [ "$goal" = test ]; then
+	needed+=([podman]=podman [runc]=runc [/usr/bin/catatonit]=catatonit [busybox]=busybox-static [curl]=curl)
+fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 
