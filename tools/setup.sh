@@ -21,11 +21,10 @@ if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [
 if [ "$goal" = test ]; then
 	needed+=([containerd]=containerd [runc]=runc [podman]=podman [conmon]=conmon [runsc]=runsc)
 	needed+=([/usr/lib/cni/loopback]=containernetworking-plugins [/usr/bin/busybox]=busybox-static)
+	needed+=([/usr/bin/catatonit]=catatonit [curl]=curl)
 fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
-# a network for pods that it compares with
-if [ "$goal" = test ]; then needed+=([/usr/lib/cni/bridge]=containernetworking-plugins); fi
 
 missing=()
 for proof in "${!needed[@]}"; do
