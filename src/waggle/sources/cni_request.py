@@ -47,6 +47,8 @@ _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-
 _IFNAME_BYTES = 15
 _POD_NAME_LENGTH = 253
 _CONTAINER_ID_LENGTH = 1024
+#: How its own names are written, by lower case.
+_PORT_MAPPING = {name.lower(): name for name in ("hostPort", "containerPort", "protocol", "hostIP")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +193,17 @@ def _refuse_unsupported(document: dict[str, Any]) -> None:
 
 
 def _host_ports(document: dict[str, Any]) -> tuple[HostPort, ...]:
-    """The capability portMappings, as containerd, CRI-O and Podman send it. A host port of 0 asks for none."""
+    """The capability portMappings, as containerd, CRI-O and Podman send it. A host port of 0 asks for none.
+
+    containerd writes HostPort where CRI-O and Podman write hostPort: plugins in Go do not see the difference.
+    """
     entries = (_object(document, "runtimeConfig") or {}).get("portMappings") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CniError(INVALID_CONFIG, "runtimeConfig.portMappings: not a list of objects")
     found = []
-    for index, entry in enumerate(entries):
+    for index, written in enumerate(entries):
         where = f"runtimeConfig.portMappings[{index}]"
+        entry = {_PORT_MAPPING.get(key.lower(), key): value for key, value in written.items()}
         host, container = (_port(entry, key, where) for key in ("hostPort", "containerPort"))
         protocol = str(entry.get("protocol") or "tcp").upper()
         if protocol not in ("TCP", "UDP", "SCTP"):
