@@ -44,8 +44,10 @@ def test_add() -> None:
 @pytest.mark.parametrize(
     ("mapping", "expected"),
     [
-        # as containerd, CRI-O and Podman send it
+        # as CRI-O and Podman send it, and as containerd does
         ({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}, HostPort("TCP", 8080, 80)),
+        ({"HostPort": 8081, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}, HostPort("TCP", 8081, 8080)),
+        ({"HostPort": 1, "ContainerPort": 2, "Protocol": "udp", "HostIP": "::1"}, HostPort("UDP", 1, 2, "::1")),
         ({"hostPort": 53, "containerPort": 53, "protocol": "udp"}, HostPort("UDP", 53, 53)),
         ({"hostPort": 9, "containerPort": 9, "protocol": "SCTP", "hostIP": "::1"}, HostPort("SCTP", 9, 9, "::1")),
         ({"hostPort": 1, "containerPort": 2, "hostIP": "127.0.0.1"}, HostPort("TCP", 1, 2, "127.0.0.1")),
@@ -96,6 +98,7 @@ def test_no_port_mappings(mappings: Any) -> None:
         ([1], "portMappings: not a list of objects"),
         ([{"hostPort": 70000, "containerPort": 1}], "portMappings[0].hostPort: '70000' is not a port"),
         ([{"hostPort": -1, "containerPort": 1}], "portMappings[0].hostPort: '-1' is not a port"),
+        ([{"HostPort": 70000, "ContainerPort": 1}], "portMappings[0].hostPort: '70000' is not a port"),
         ([{"hostPort": "80", "containerPort": 1}], "portMappings[0].hostPort: '80' is not a port"),
         ([{"hostPort": True, "containerPort": 1}], "portMappings[0].hostPort: 'True' is not a port"),
         ([{"hostPort": 1}], "portMappings[0].containerPort: missing"),
