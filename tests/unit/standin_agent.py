@@ -57,6 +57,7 @@ class StandInAgent:
             "synced": True,
             "addresses": {"ipv4": "192.168.1.10", "ipv6": ""},
             "devices": ["eth0"],
+            "tunnels": {"waggle-vxlan4": ["node2", "node3"]},
             "podRanges": ["10.244.1.0/24"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
