@@ -281,7 +281,7 @@ def test_status(waggle, agent: StandInAgent):
         "Sources": "manifests (in sync)",
         "Addresses": "192.168.1.10",
         "Uplinks": "eth0",
-        "Tunnels": "waggle-vxlan4 to node2, node3",
+        "Tunnels": "waggle-vxlan4 (2 nodes)",
         "Pod ranges": "10.244.1.0/24",
         "DNS": "none",
         "Services": "1 (5 frontends, 6 backend records)",

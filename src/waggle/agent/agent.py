@@ -44,7 +44,7 @@ from waggle.observe.names import Names
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.names import ServiceNames
-from waggle.plan.routing import Place, RoutePlan, Routing, plan_routing
+from waggle.plan.routing import Place, RoutePlan, Routing, internal_addresses, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
 from waggle.reconcile.datapath import (
@@ -58,7 +58,7 @@ from waggle.reconcile.forwarding import drop_filters, enable_forwarding, keep_fi
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels, version_of
+from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels
 from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
@@ -85,6 +85,7 @@ SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
 EVENT_POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
+TUNNEL_CHECK_SECONDS = 60.0  # the kernel tells nobody when a forwarding entry goes
 RETRY_SECONDS = 1.0
 
 
@@ -124,6 +125,7 @@ class Agent:
         self.written = Flush()  # since the start
         self.last_error = ""
         self.routes = RoutePlan((), (), {}, {})
+        self._tunnels_checked = 0.0
         self.unrouted: Mapping[IPNetwork, str] = {}
         self.last_updated = self.started  # when everything known was in the tables
         self.unmet: dict[ObjectKey, set[str]] = {}  # Services with a policy Local whose endpoints are elsewhere
@@ -624,6 +626,7 @@ class Agent:
                 self.datapath.attach_devices([*self.devices, *found])
             failed = sync_routes(plan, ranges, self._netlink)
             self.routes = plan
+            self._tunnels_checked = time.monotonic()
         return {**plan.problems, **failed}
 
     def _place(self, ranges: list[IPNetwork]) -> Place:
@@ -681,6 +684,9 @@ class Agent:
                 self.datapath.refresh_lab_cgroup()
             except (WaggleError, OSError) as error:  # no descriptors left, for instance: next time
                 log.warning("cannot look for labs: %s", error)
+            if self.tunnels and time.monotonic() - self._tunnels_checked > TUNNEL_CHECK_SECONDS:
+                self._routes_due = True
+                self._dirty.set()
             try:
                 await asyncio.to_thread(self._keep_filters)
             except (WaggleError, OSError) as error:
@@ -776,7 +782,8 @@ class Agent:
 
     def mtu(self) -> int:
         """MTU for a new pod: that of the uplinks, less what tunnels add where there are some."""
-        versions = {version_of(link) for link in self._netlink.links() if is_tunnel(link)}
+        present = {name for name, _ in self.tunnels}
+        versions = {version for version, name in TUNNELS.items() if name in present}
         if not versions and self.config.routing == Routing.VXLAN:
             versions = {4 if self.node.ip4 else 6}
         return self._uplink_mtu() - max((OVERHEAD[version] for version in versions), default=0)
@@ -819,6 +826,7 @@ class Agent:
         if self.maglev.problem:
             found.append(Problem("Maglev tables", self.maglev.problem))
         found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unrouted.items()]
+        found += self._tunnel_problems()
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
@@ -827,6 +835,27 @@ class Agent:
         if self.doctor.failed:
             found.append(Problem("drift", self.doctor.failed))
         return found
+
+    def _tunnel_problems(self) -> list[Problem]:
+        """Answers to this node's source address come back through a tunnel only where other nodes know it as ours."""
+        node = self.store.nodes.get(ObjectKey("", self.config.node_name))
+        if node is None or not self.routes.peers:
+            return []
+        known = {str(address) for address in internal_addresses(node)}
+        own = [
+            address
+            for address in self.node.snat
+            if not any(ipaddress.ip_address(address) in r for r in self.pod_ranges())
+        ]
+        return [
+            Problem(
+                f"node address {address}",
+                "is not among the InternalIPs of this node's Node object: answers of pods behind tunnels may not come "
+                "back to it. Set node-ip to one that is",
+            )
+            for address in own
+            if known and address not in known
+        ]
 
     def _network_problems(self, conf_dir: Path) -> list[Problem]:
         if not self.network_offered:

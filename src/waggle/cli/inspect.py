@@ -44,7 +44,9 @@ def _print_status(facts: dict[str, Any]) -> None:
     counts = facts["counts"]
     addresses = [a for a in facts["addresses"].values() if a]
     sources = [f"{name} ({'in sync' if s['synced'] else 'waiting'})" for name, s in facts["sources"].items()]
-    tunnels = [f"{name} to {', '.join(nodes)}" for name, nodes in facts["tunnels"].items()]
+    behind = [
+        f"{name} ({len(nodes)} {'node' if len(nodes) == 1 else 'nodes'})" for name, nodes in facts["tunnels"].items()
+    ]
     lines = {
         "Node": facts["node"],
         "Up": _duration(time.time() - facts["started"]),
@@ -52,7 +54,7 @@ def _print_status(facts: dict[str, Any]) -> None:
         "Sources": ", ".join(sources) or "none",
         "Addresses": ", ".join(addresses) or "none",
         "Uplinks": ", ".join(facts["devices"]) or "none",
-        "Tunnels": "; ".join(tunnels) or "none",
+        "Tunnels": ", ".join(behind) or "none",
         "Pod ranges": ", ".join(facts["podRanges"]) or "none",
         "DNS": ", ".join(facts["dns"]) or "none",
         "Services": f"{counts['services']} ({counts['frontends']} frontends, {counts['backends']} backend records)",

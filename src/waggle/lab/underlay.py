@@ -48,6 +48,8 @@ def create_switch(lab: LabLayout) -> bool:
     place = lab.underlay
     created = namespaces.create_place(place)
     namespaces.write_sysctls(place.netns, _SYSCTLS)
+    # A backend's node answers as another node, where it does so directly: the router lets that pass.
+    namespaces.write_sysctls(place.netns, [(f"ipv4/conf/{which}/rp_filter", "0") for which in ("all", "default")])
     if created and len(lab.segments) > 1:
         for version, pods in zip((4, 6), POD_NETWORKS, strict=True):
             namespaces.ip_batch(place.netns, [f"rule add from {pods} blackhole"], version=version)
