@@ -184,3 +184,24 @@ def test_result_that_is_none(change: dict[str, object]) -> None:
     with pytest.raises(CniError) as caught:
         faults_of_result({**add_result(REQUEST, record, 0), **change}, record)
     assert caught.value.code == 7
+
+
+def test_names_are_resolved_as_the_network_says_else_as_the_node_does() -> None:
+    record, node = attachment(), {"nameservers": ["169.254.53.53"], "search": ["n.svc.cluster.local"]}
+    assert add_result(REQUEST, record, 0, node)["dns"] == node
+    said = {"nameservers": ["192.0.2.53"]}
+    assert add_result(replace(REQUEST, dns=said), record, 0, node)["dns"] == said
+    assert add_result(replace(REQUEST, prev_result={"dns": said}), record, 0, node)["dns"] == said
+    assert add_result(REQUEST, record, 0)["dns"] == {}
+
+
+def test_records_of_earlier_agents_are_read(tmp_path: Path) -> None:
+    """They know nothing of labels."""
+    records, record = AttachmentRecords(tmp_path), attachment()
+    records.write(record)
+    file = tmp_path / f"{record.host_ifname}.json"
+    old = {
+        name: value for name, value in json.loads(file.read_text()).items() if name not in ("uid", "labels", "workload")
+    }
+    file.write_text(json.dumps(old))
+    assert records.load() == ({record.host_ifname: record}, {})

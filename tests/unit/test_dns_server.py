@@ -28,6 +28,7 @@ from waggle.agent.dns_messages import Unanswerable, read_query
 from waggle.agent.dns_server import DnsServer
 from waggle.metrics import Metrics
 from waggle.plan.names import ServiceNames
+from waggle.reconcile.held_sockets import bind_all
 from waggle.store import Store
 
 HERE = "127.0.0.1"
@@ -104,12 +105,11 @@ class Bench:
         self.server = DnsServer(
             [HERE],
             ServiceNames(self.store, "cluster.local"),
-            prepare=lambda: None,
+            bind=lambda: bind_all([HERE], self.port),
             ready=lambda: self.is_ready,
             clients=lambda: self.clients,
             requests=self.metrics.dns_requests,
             forwarder=self.forwarder,
-            port=self.port,
         )
 
     async def udp(self, name: str, kind: str = "A", **more) -> dns.message.Message:
@@ -290,12 +290,11 @@ async def test_a_taken_port_is_told_with_its_holder(bench: Bench) -> None:
     second = DnsServer(
         [HERE],
         ServiceNames(bench.store, "cluster.local"),
-        prepare=lambda: None,
+        bind=lambda: bind_all([HERE], bench.port),
         ready=lambda: True,
         clients=lambda: {HERE},
         requests=Metrics().dns_requests,
         forwarder=bench.forwarder,
-        port=bench.port,
     )
     task = asyncio.create_task(second.run())
     async with asyncio.timeout(5):

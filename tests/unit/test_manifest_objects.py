@@ -415,7 +415,7 @@ def test_a_service_of_a_wrong_builtin_version_is_no_other_kind():
     [
         (
             SERVICE.replace("clusterIP: 10.96.0.10", "type: ClusterIP"),
-            "no apiserver is here to choose one: without service-cidr it is not",
+            "it gets one from service-cidr; where that is not set, it is not",
         ),
         (
             SERVICE.replace("clusterIP: 10.96.0.10", "type: NodePort").replace(

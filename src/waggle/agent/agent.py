@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from waggle.agent.dns_server import PORT as DNS_PORT
 from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
@@ -57,6 +59,7 @@ from waggle.reconcile.datapath import (
 from waggle.reconcile.forwarding import drop_filters, enable_forwarding, keep_filters
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
+from waggle.reconcile.held_sockets import HeldSockets
 from waggle.reconcile.maglev import MaglevTables
 from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels
 from waggle.reconcile.own_addresses import OwnAddresses
@@ -210,6 +213,7 @@ class Agent:
         own = OwnAddresses(self.config.state_dir)
         if not self.config.dns_addresses and own.added:
             own.release()
+            HeldSockets(self.datapath.cgroup_root).end()
         present = {link.index for link in self._netlink.links()}
         self.datapath.forget_missing_pods(pod for pod in self.cni.pods() if pod.host_ifindex in present)
         if self.datapath.serves_from_tables():
@@ -330,10 +334,15 @@ class Agent:
     def _dns_server(self) -> DnsServer:
         addresses = self.config.dns_addresses
         own = OwnAddresses(self.config.state_dir)
+
+        def bind() -> list[socket.socket]:
+            own.apply(addresses)
+            return HeldSockets(self.datapath.cgroup_root).take(addresses, DNS_PORT)
+
         return DnsServer(
             addresses,
             self.service_names,
-            prepare=lambda: own.apply(addresses),
+            bind=bind,
             ready=lambda: self.all_synced and self.attached_pods.published,
             clients=self._clients,
             requests=self.metrics.dns_requests,

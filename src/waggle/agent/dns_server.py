@@ -2,7 +2,7 @@
 
 The addresses are link-local, on the loopback interface of every node: containers reach their own node there and nothing
 else. Only containers of this node and the node itself are answered, so that it is no open resolver, whoever finds a way
-to the address. While the agent is away nobody answers, and clients ask again.
+to the address. While the agent is away questions wait (reconcile.held_sockets).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
@@ -24,7 +23,6 @@ import prometheus_client
 from waggle.agent.dns_forward import Forwarder
 from waggle.agent.dns_messages import Unanswerable, question_of, read_query, refusal, reply_of, to_udp
 from waggle.errors import WaggleError
-from waggle.kernel.sockets import bound_sockets, socket_owners
 from waggle.plan.names import Outcome, ServiceNames
 from waggle.sources.problem import Problem
 
@@ -37,32 +35,29 @@ IDLE_SECONDS = 10.0  # of a TCP connection
 MOST_QUESTIONS = 1024  # under way
 MOST_PER_CLIENT = 128
 MOST_CONNECTIONS = 256
-_BUFFER = 1 << 20
 
 
 class DnsServer:
-    """`addresses` are what it listens on; `prepare` puts them on the node, in a worker thread. `ready` is set once the
-    names are complete; `clients` gives the addresses that are answered, None while they are not known."""
+    """`addresses` are what it listens on; `bind` gives the sockets, in a worker thread. `ready` says whether the names
+    are complete; `clients` gives the addresses that are answered, None while they are not known."""
 
     def __init__(
         self,
         addresses: Sequence[str],
         names: ServiceNames,
         *,
-        prepare: Callable[[], None],
+        bind: Callable[[], Sequence[socket.socket]],
         ready: Callable[[], bool],
         clients: Callable[[], Container[str] | None],
         requests: prometheus_client.Counter,
         forwarder: Forwarder | None = None,
-        port: int = PORT,
     ) -> None:
         self.addresses = tuple(addresses)
         self._names = names
-        self._prepare = prepare
+        self._bind = bind
         self._ready = ready
         self._clients = clients
         self._requests = requests
-        self._port = port
         self._forwarder = forwarder or Forwarder(self.addresses)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: Counter[str] = Counter()
@@ -78,10 +73,10 @@ class DnsServer:
         """Until cancelled. What keeps it from listening is told, and tried again."""
         while True:
             try:
-                await asyncio.to_thread(self._prepare)
                 async with contextlib.AsyncExitStack() as stack:
-                    for address in self.addresses:
-                        await self._listen(address, stack)
+                    for bound in await asyncio.to_thread(self._bind):
+                        stack.callback(bound.close)
+                        await self._listen(bound, stack)
                     self._forwarder.resolvers()
                     self._error = ""
                     self.listening = True
@@ -97,20 +92,14 @@ class DnsServer:
                     task.cancel()
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _listen(self, address: str, stack: contextlib.AsyncExitStack) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            datagrams = stack.enter_context(_bound(address, self._port, socket.SOCK_DGRAM))
-            stream = stack.enter_context(_bound(address, self._port, socket.SOCK_STREAM))
-        except OSError as error:
-            holder = await asyncio.to_thread(_holder, self._port)
-            raise OSError(
-                error.errno, f"cannot listen on {address} port {self._port}: {os.strerror(error.errno or 0)}{holder}"
-            ) from error
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=datagrams)
-        stack.callback(transport.close)
-        server = await asyncio.start_server(self._connection, sock=stream)
-        stack.callback(server.close)
+    async def _listen(self, bound: socket.socket, stack: contextlib.AsyncExitStack) -> None:
+        if bound.type == socket.SOCK_STREAM:
+            server = await asyncio.start_server(self._connection, sock=bound)
+            stack.callback(server.close)
+        else:
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=bound)
+            stack.callback(transport.close)
 
     # -- questions
 
@@ -238,24 +227,3 @@ class _Datagrams(asyncio.DatagramProtocol):
 def _plain(address: tuple[Any, ...]) -> str:
     """The address without an IPv6 scope."""
     return str(address[0]).partition("%")[0]
-
-
-def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-    try:
-        if kind == socket.SOCK_STREAM:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the agent before this one
-        else:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)  # questions that come while it starts
-        bound.bind((address, port))
-        bound.setblocking(False)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _holder(port: int) -> str:
-    """Who is on the port, as the end of a sentence. Blocking."""
-    found = sorted(set(socket_owners(one.inode for one in bound_sockets() if one.port == port).values()))
-    return f": {', '.join(found)} is there" if found else ""

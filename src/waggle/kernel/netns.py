@@ -93,8 +93,12 @@ def call_in_netns_fd(descriptor: int, function: Callable[[], T], *, name: str = 
 def netns_cookie_of_self() -> int:
     """The cookie of the calling thread's network namespace: unique until reboot, the same that BPF sees."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    return int.from_bytes(raw, sys.byteorder)
+        return netns_cookie_of(sock)
+
+
+def netns_cookie_of(sock: socket.socket) -> int:
+    """The cookie of the network namespace that a socket was made in."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def netns_id(path: str | Path) -> tuple[int, int]:

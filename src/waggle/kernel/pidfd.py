@@ -35,6 +35,17 @@ def wait_gone(process: Fd, seconds: float) -> bool:
 
 def listening_sockets(pid: int) -> list[socket.socket]:
     """Copies of the TCP sockets that a process listens on. Raises OSError where the kernel does not give them."""
+    found = []
+    for one in sockets(pid):
+        if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            found.append(one)
+        else:
+            one.close()
+    return found
+
+
+def sockets(pid: int) -> list[socket.socket]:
+    """Copies of all sockets of a process but unix ones. Raises OSError where the kernel does not give them."""
     found: list[socket.socket] = []
     with Fd(os.pidfd_open(pid)) as process:
         for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
@@ -46,7 +57,7 @@ def listening_sockets(pid: int) -> list[socket.socket]:
                     one.close()
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             one = socket.socket(fileno=copy)
-            if one.family != socket.AF_UNIX and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if one.family != socket.AF_UNIX:
                 found.append(one)
             else:
                 one.close()

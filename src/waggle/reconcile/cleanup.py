@@ -13,7 +13,7 @@ from waggle.errors import AlreadyRunning, KernelError, MissingFeature
 from waggle.kernel import links, maps, pidfd, syscall
 from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.netlink import RTPROT_WAGGLE, Batch, Netlink, Route, Rule
-from waggle.reconcile import health_process, overlay
+from waggle.reconcile import health_process, held_sockets, overlay
 from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.reserved_ports import ReservedPorts
 from waggle.reconcile.sysctls import Sysctls
@@ -93,6 +93,11 @@ def _remove_health_process(
 ) -> None:
     """While the pins still tell which process and which cgroup it is."""
     root_cgroup = _cgroup_of_links(bpf_root / "links")
+    held = root_cgroup / held_sockets.NAME if root_cgroup else None
+    if held is not None and held.is_dir():
+        for pid in held_sockets.holders(held):
+            remove("process", f"{held_sockets.NAME} ({pid})", lambda pid=pid: pidfd.kill(pid))  # type: ignore[misc]
+        remove("cgroup", held, lambda: health_process.remove_cgroup(held))
     cgroup = root_cgroup / health_process.NAME if root_cgroup else None
     table = maps.open_pinned(bpf_root / "maps" / "wag_health")
     for pid in health_process.find_processes(table.info.id if table else -1, cgroup):

@@ -393,9 +393,7 @@ def remarks(obj: Object) -> Iterator[Violation]:
     elif not obj.spec.cluster_ip:
         node_ports = any(port.node_port for port in obj.spec.ports)
         served = "only its node ports are served" if node_ports else "it is not served"
-        yield Violation(
-            ("spec",), f"has no clusterIP, and no apiserver is here to choose one: without service-cidr {served}"
-        )
+        yield Violation(("spec",), f"has no clusterIP: it gets one from service-cidr; where that is not set, {served}")
     local = obj.spec.type == "LoadBalancer" and obj.spec.external_traffic_policy == "Local"
     if local and not obj.spec.health_check_node_port:
         reason = "has no healthCheckNodePort, and no apiserver is here to choose one: load balancers cannot ask"
