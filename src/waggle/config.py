@@ -101,7 +101,9 @@ class AgentConfig:
     state_dir: Path = _setting(Path("/var/lib/waggle"), "Directory for address reservations, kept over reboots.")
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
     cni_bin_dir: Path | None = _setting(
-        None, "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there. Default: nowhere."
+        None,
+        "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there, and loopback, which "
+        "containerd needs, where there is none. Default: nowhere.",
     )
     cni_conf_dir: Path | None = _setting(
         None,
