@@ -35,8 +35,8 @@ def configuration(api_socket: Path) -> dict[str, Any]:
 
 
 def install_plugin(directory: Path) -> None:
-    """Puts the plugin there, in place of an older one, whether or not a runtime runs that at the moment; and once more by
-    its other name where there is no `loopback`. MissingFeature names what refuses."""
+    """Puts the plugin there, in place of an older one, whether or not a runtime runs that at the moment; where there is
+    no `loopback`, by that name too. MissingFeature names what refuses."""
     source = OBJECT_DIR / PLUGIN
     if not source.is_file():
         raise MissingFeature(f"the CNI plugin {PLUGIN} is not built: make -C cni")
