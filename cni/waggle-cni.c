@@ -3,11 +3,12 @@
  * waggle-cni: the CNI plugin that a container runtime executes once per pod and command.
  *
  * It hands its environment and standard input to the agent over a unix socket and prints the answer. Only VERSION is
- * answered here. It is static and does nothing else, because a runtime pays for it on every pod and runs it on hosts
+ * answered here, and everything where it is started by the name of loopback. It is static and does nothing else, because a runtime pays for it on every pod and runs it on hosts
  * that may have nothing installed. Whatever happens, standard output gets either the agent's answer as a whole or one
  * error object of the CNI specification (1.1.0, section 5).
  */
 #include "json.h"
+#include "plugin.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -22,7 +23,7 @@
 
 #define DEFAULT_SOCKET "/run/waggle/agent.sock"
 #define LATEST_VERSION "1.1.0"
-/* The same list as SUPPORTED_VERSIONS in sources/cni_request.py. */
+/* The same list as SUPPORTED_VERSIONS in sources/cni_request.py; a version is in it with its quotes. */
 #define SUPPORTED_VERSIONS "[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]"
 
 #define MAX_CONFIG (4u << 20)
@@ -30,15 +31,6 @@
 #define MAX_REQUEST (5u << 20) /* MAX_REQUEST_BYTES in sources/cni_request.py */
 #define MAX_ANSWER (4u << 20)
 #define TIMEOUT_SECONDS 90
-
-enum cni_code {
-	CNI_INVALID_ENVIRONMENT = 4,
-	CNI_IO_FAILURE = 5,
-	CNI_DECODING_FAILURE = 6,
-	CNI_INVALID_CONFIG = 7,
-	CNI_TRY_AGAIN_LATER = 11,
-	CNI_NOT_AVAILABLE = 50,
-};
 
 extern char **environ;
 
@@ -65,8 +57,7 @@ static void write_all(int fd, const char *data, size_t length)
 	}
 }
 
-/* Prints an error object and exits with 1. The format makes `msg`. */
-__attribute__((format(printf, 2, 3), noreturn)) static void fail(enum cni_code code, const char *format, ...)
+void fail(enum cni_code code, const char *format, ...)
 {
 	char message[512], version[sizeof(config_version) * 6 + 3], quoted[sizeof(message) * 6 + 3], out[5120];
 	va_list arguments;
@@ -79,6 +70,12 @@ __attribute__((format(printf, 2, 3), noreturn)) static void fail(enum cni_code c
 	int length = snprintf(out, sizeof(out), "{\"cniVersion\":%s,\"code\":%d,\"msg\":%s}\n", version, (int)code, quoted);
 	write_all(STDOUT_FILENO, out, (size_t)length);
 	_exit(1);
+}
+
+void succeed(const char *answer, size_t length)
+{
+	write_all(STDOUT_FILENO, answer, length);
+	_exit(0);
 }
 
 /* The agent cannot serve: STATUS has a code of its own for that. */
@@ -150,8 +147,29 @@ __attribute__((noreturn)) static void print_version(void)
 	json_quote(version, sizeof(version), config_version);
 	int length = snprintf(out, sizeof(out), "{\"cniVersion\":%s,\"supportedVersions\":%s}\n", version,
 			      SUPPORTED_VERSIONS);
-	write_all(STDOUT_FILENO, out, (size_t)length);
-	_exit(0);
+	succeed(out, (size_t)length);
+}
+
+/* Whether the runtime started the plugin by its other name. */
+static bool is_loopback(const char *path)
+{
+	const char *slash = path ? strrchr(path, '/') : NULL;
+
+	return path && strcmp(slash ? slash + 1 : path, "loopback") == 0;
+}
+
+__attribute__((noreturn)) static void be_loopback(const struct buffer *config)
+{
+	char quoted[sizeof(config_version) * 6 + 3], unused[1];
+	struct json_member previous = { .key = "prevResult", .value = unused, .size = sizeof(unused) };
+
+	json_quote(quoted, sizeof(quoted), config_version);
+	if (!strstr(SUPPORTED_VERSIONS, quoted))
+		fail(CNI_INCOMPATIBLE_VERSION, "cniVersion: %s is not supported", config_version);
+	json_read_object(config->data, config->length, &previous, 1); /* it is an object: parse_config() said so */
+	if (previous.found && strcmp(command, "ADD") == 0)
+		fail(CNI_UNSUPPORTED_FIELD, "prevResult: loopback has to be the first plugin of its network");
+	loopback(command, config_version);
 }
 
 static void append_variable(struct buffer *body, const char *variable)
@@ -290,7 +308,7 @@ __attribute__((noreturn)) static void finish(struct buffer *answer)
 	_exit(status == 200 ? 0 : 1);
 }
 
-int main(void)
+int main(int count, char **arguments)
 {
 	struct buffer config = { 0 }, request = { 0 }, body = { 0 }, answer = { 0 };
 	struct timespec deadline;
@@ -309,6 +327,8 @@ int main(void)
 		parse_config(&config);
 	if (strcmp(command, "VERSION") == 0)
 		print_version();
+	if (is_loopback(count ? arguments[0] : NULL))
+		be_loopback(&config);
 
 	append_environment(&body);
 	append(&body, config.data, config.length, MAX_REQUEST); /* fits: see the limits above */

@@ -122,7 +122,9 @@ class AgentConfig:
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
     api_group: str = _setting("", "Group that may use the API besides root, and so see everything. Default: none.")
     cni_bin_dir: Path | None = _setting(
-        None, "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there. Default: nowhere."
+        None,
+        "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there, and loopback, which "
+        "containerd needs, where there is none. Default: nowhere.",
     )
     cni_conf_dir: Path | None = _setting(
         None,

@@ -89,6 +89,10 @@ class ApiUnreachable(ApiError):
     """An HTTP API gave no answer: the connection failed, or ended before the status line."""
 
 
+class ApiSilent(ApiError):
+    """An HTTP API that had begun to answer sent nothing for longer than one waits."""
+
+
 class AlreadyRunning(WaggleError):
     """Another agent owns this node."""
 

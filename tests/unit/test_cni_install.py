@@ -44,6 +44,21 @@ def test_the_plugin_is_replaced_while_it_runs(bins: Path) -> None:
     assert os.access(bins / "waggle-cni", os.X_OK)
 
 
+def test_loopback_is_there_for_runtimes_that_want_it_and_another_is_left_alone(conf: Path, bins: Path) -> None:
+    cni_install.install_plugin(bins)
+    cni_install.install_plugin(bins)
+    asked = subprocess.run(
+        [bins / "loopback"], input=b"", env={"CNI_COMMAND": "VERSION"}, capture_output=True, check=True
+    )
+    assert "0.3.1" in json.loads(asked.stdout)["supportedVersions"]
+    (bins / "loopback").unlink()
+    (bins / "loopback").write_text("a distribution's own")
+    cni_install.install_plugin(bins)
+    cni_install.install_configuration(conf, SOCKET)
+    assert (bins / "loopback").read_text() == "a distribution's own"
+    assert bins / "loopback" not in cni_install.installed(bins, conf, SOCKET)
+
+
 def test_a_configuration_before_ours_is_a_problem(conf: Path) -> None:
     assert "cannot read" in cni_install.problems(conf)[0].reason
     cni_install.install_configuration(conf, SOCKET)
@@ -60,7 +75,11 @@ def test_only_what_an_agent_of_this_socket_wrote_is_its_to_remove(conf: Path, bi
     assert cni_install.installed(bins, conf, SOCKET) == []
     cni_install.install_plugin(bins)
     cni_install.install_configuration(conf, SOCKET)
-    assert cni_install.installed(bins, conf, SOCKET) == [conf / cni_install.CONFIGURATION, bins / "waggle-cni"]
+    assert cni_install.installed(bins, conf, SOCKET) == [
+        conf / cni_install.CONFIGURATION,
+        bins / "loopback",
+        bins / "waggle-cni",
+    ]
     assert cni_install.installed(bins, conf, Path("/run/other.sock")) == []
     for text in ("", "{", "[]", "null", '{"plugins": 7}', '{"plugins": [{"type": "bridge"}]}'):
         (conf / cni_install.CONFIGURATION).write_text(text)

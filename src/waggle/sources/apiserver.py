@@ -27,7 +27,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from waggle import __version__
-from waggle.errors import ApiError, ApiUnreachable, ConfigError
+from waggle.errors import ApiError, ApiSilent, ApiUnreachable, ConfigError
 from waggle.kernel.netns import call_in_netns
 from waggle.sources.credentials import Credentials, Login
 from waggle.sources.kubeconfig import IN_CLUSTER, Access, load_access
@@ -163,7 +163,9 @@ class ApiServer:
                     raise await _refusal(answer, access)
                 yield answer
         except (aiohttp.ClientError, OSError, ssl.CertificateError) as error:
-            kind = ApiError if answered else ApiUnreachable
+            kind: type[ApiError] = ApiError if answered else ApiUnreachable
+            if answered and isinstance(error, aiohttp.ServerTimeoutError):
+                kind = ApiSilent
             raise kind(_in_words(error, access)) from error
 
     def _wake_the_waiting(self) -> None:

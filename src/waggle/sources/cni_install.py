@@ -17,6 +17,8 @@ from waggle.kernel.objects import OBJECT_DIR
 from waggle.sources.problem import Problem
 
 PLUGIN = "waggle-cni"
+#: containerd 1 and, unless told otherwise, 2 execute a plugin of this name for every pod, whatever the network is.
+LOOPBACK = "loopback"
 NETWORK = "waggle"
 CONFIGURATION = "05-waggle.conflist"
 #: What runtimes with libcni 1.1 (containerd 1.6, Podman 4) know. Newer ones take the latest of `cniVersions`.
@@ -33,8 +35,8 @@ def configuration(api_socket: Path) -> dict[str, Any]:
 
 
 def install_plugin(directory: Path) -> None:
-    """Puts the plugin there, in place of an older one, whether or not a runtime runs that at the moment.
-    MissingFeature names what refuses."""
+    """Puts the plugin there, in place of an older one, whether or not a runtime runs that at the moment; where there is
+    no `loopback`, by that name too. MissingFeature names what refuses."""
     source = OBJECT_DIR / PLUGIN
     if not source.is_file():
         raise MissingFeature(f"the CNI plugin {PLUGIN} is not built: make -C cni")
@@ -44,6 +46,8 @@ def install_plugin(directory: Path) -> None:
         shutil.copyfile(source, scratch)
         scratch.chmod(0o755)
         scratch.replace(directory / PLUGIN)
+        if not os.path.lexists(directory / LOOPBACK):
+            (directory / LOOPBACK).symlink_to(PLUGIN)
     except OSError as error:
         raise MissingFeature(f"cni-bin-dir: cannot write {directory / PLUGIN}: {error.strerror}") from error
 
@@ -92,4 +96,9 @@ def installed(bin_dir: Path, conf_dir: Path, api_socket: Path) -> list[Path]:
         return []
     if known != configuration(api_socket):
         return []  # somebody's own, or another agent's, which uses the plugin too
-    return [file for file in (conf_dir / CONFIGURATION, bin_dir / PLUGIN) if file.is_file()]
+    loopback = [bin_dir / LOOPBACK] if _is_ours(bin_dir / LOOPBACK) else []
+    return [file for file in (conf_dir / CONFIGURATION, *loopback, bin_dir / PLUGIN) if file.is_file()]
+
+
+def _is_ours(loopback: Path) -> bool:
+    return loopback.is_symlink() and loopback.readlink() == Path(PLUGIN)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from waggle.errors import ApiError, ApiUnreachable, WaggleError
+from waggle.errors import ApiError, ApiSilent, ApiUnreachable, WaggleError
 from waggle.model.objects import Object, ObjectKey
 from waggle.sources.apiserver import ApiServer
 from waggle.sources.collector import paused_collector
@@ -42,7 +42,9 @@ class Timing:
     chunk: int = 500  # objects per answer; what the other clients of Kubernetes use
     watch_least: float = 300.0  # a watch is ended by the server after a random time between these two
     watch_most: float = 600.0
-    idle: float = 150.0  # without a byte on a watch; bookmarks come about every minute where nothing else does
+    # Without a byte on a watch. Bookmarks come about every minute, but not of a resource that had no event since the
+    # server started: such a watch is opened again and again.
+    idle: float = 150.0
     backoff_least: float = 0.25
     backoff_most: float = 15.0
     healthy: float = 10.0  # a watch that lasted this long starts the backoff anew
@@ -252,7 +254,8 @@ class Informer(Generic[T]):
             self._backoff.reset()
             if error.status == 0:
                 # connections end; only what goes on is a problem, and the next attempt tells
-                log.info("watch of %s broke after %.0f s: %s", self._name, lasted, error)
+                level = logging.DEBUG if isinstance(error, ApiSilent) else logging.INFO
+                log.log(level, "watch of %s broke after %.0f s: %s", self._name, lasted, error)
                 self._delay = self._backoff.delay()
                 return
         self._failed(error, "watch")
