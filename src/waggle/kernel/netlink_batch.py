@@ -177,6 +177,22 @@ class Batch:
         what = f"delete neighbour {ip} of interface {ifindex}"
         self._add(wire.RTM_DELNEIGH, 0, body, what, MISSING if missing_ok else _NONE)
 
+    def limit_rate(self, ifindex: int, *, rate: int, burst: int, queue: int) -> None:
+        """A token bucket as the interface's root queue, in place of what is there: `rate` in bytes per second, `burst`
+        and `queue` in bytes. Larger GSO packets than `burst` are cut into their segments."""
+        # with a link layer given, the kernel needs no table of transmission times
+        slow = wire.TC_RATESPEC.pack(0, wire.TC_LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
+        options = wire.TC_TBF_QOPT.pack(slow, bytes(12), min(queue, 0xFFFFFFFF), 0, 0)
+        body = wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 0x10000, wire.TC_H_ROOT, 0)
+        body += wire.text(wire.TCA_KIND, "tbf")
+        body += wire.nested(
+            wire.TCA_OPTIONS,
+            wire.attribute(wire.TCA_TBF_PARMS, options),
+            wire.attribute(wire.TCA_TBF_RATE64, rate.to_bytes(8, "little")),
+            wire.u32(wire.TCA_TBF_BURST, min(burst, 0xFFFFFFFF)),
+        )
+        self._add(wire.RTM_NEWQDISC, _REPLACE, body, f"limit interface {ifindex} to {rate} bytes per second")
+
 
 def _ifinfo(index: int, up: bool | None) -> bytes:
     flags = wire.IFF_UP if up else 0

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from waggle.errors import CniError
-from waggle.model.interface import HostPort
+from waggle.model.interface import NO_LIMITS, Bandwidth, HostPort
 from waggle.sources.cni_request import IO_FAILURE
 from waggle.sources.ipam import IPAddress
 
@@ -31,7 +31,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """One interface of one pod. `boot` is the kernel's boot ID at the time of ADD: interfaces do not outlive it."""
+    """One interface of one pod. `boot` is the kernel's boot ID at the time of ADD: interfaces do not outlive it.
+    `chained_to` is the host side of one that another plugin made, "" for those of waggle's own."""
 
     container_id: str
     ifname: str
@@ -45,9 +46,12 @@ class Attachment(msgspec.Struct, frozen=True):
     boot: str = ""
     created: float = 0.0
     host_ports: tuple[HostPort, ...] = ()
+    chained_to: str = ""
+    bandwidth: Bandwidth = NO_LIMITS
 
     @property
     def host_ifname(self) -> str:
+        """What it is known by; also the interface's name, where waggle made it."""
         return host_ifname(self.container_id, self.ifname)
 
     @property
@@ -141,6 +145,7 @@ def new_attachment(
     netns: str,
     addresses: tuple[IPAddress, ...],
     host_ports: tuple[HostPort, ...] = (),
+    bandwidth: Bandwidth = NO_LIMITS,
     **more: str,
 ) -> Attachment:
     """A record with fresh MAC addresses; `more` gives `boot` and, where known, the pod's `namespace` and `name`."""
@@ -154,5 +159,6 @@ def new_attachment(
         addresses=tuple(str(address) for address in addresses),
         created=time.time(),
         host_ports=host_ports,
+        bandwidth=bandwidth,
         **more,
     )

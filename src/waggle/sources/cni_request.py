@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from waggle.errors import CniError
-from waggle.model.interface import HostPort
+from waggle.model.interface import NO_LIMITS, Bandwidth, HostPort, Limit
 
 #: What `waggle-cni` (cni/waggle-cni.c) answers to VERSION too; the two lists must agree.
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -47,6 +47,8 @@ _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-
 _IFNAME_BYTES = 15
 _POD_NAME_LENGTH = 253
 _CONTAINER_ID_LENGTH = 1024
+_NO_BURST = (1 << 31) - 1
+_LEAST_BURST = 16 << 10  # of a jumbo frame there must be tokens enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class CniRequest:
     dns: dict[str, Any] = field(default_factory=dict)
     valid_attachments: frozenset[tuple[str, str]] = frozenset()
     host_ports: tuple[HostPort, ...] = ()
+    bandwidth: Bandwidth = NO_LIMITS
 
 
 def split_body(body: bytes) -> tuple[dict[str, str], bytes]:
@@ -127,6 +130,7 @@ def parse_request(environment: Mapping[str, str], configuration: bytes) -> CniRe
         prev_result=prev_result,
         dns=_object(document, "dns") or {},
         host_ports=_host_ports(document) if command == "ADD" else (),
+        bandwidth=_bandwidth(document) if command == "ADD" else NO_LIMITS,
     )
 
 
@@ -207,6 +211,31 @@ def _host_ports(document: dict[str, Any]) -> tuple[HostPort, ...]:
         if host:
             found.append(HostPort(protocol, host, container, _host_ip(entry, where)))
     return tuple(dict.fromkeys(found))
+
+
+def _bandwidth(document: dict[str, Any]) -> Bandwidth:
+    """The capability bandwidth: rates in bits per second, bursts in bits. A rate of 0, or none, is no limit."""
+    where = "runtimeConfig.bandwidth"
+    value = (_object(document, "runtimeConfig") or {}).get("bandwidth") or {}
+    if not isinstance(value, dict):
+        raise CniError(INVALID_CONFIG, f"{where}: not an object")
+    entry = _members(value)
+    numbers = []
+    for key in ("ingressRate", "ingressBurst", "egressRate", "egressBurst"):
+        number = entry.get(key.lower()) or 0
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
+            raise CniError(INVALID_CONFIG, f"{where}.{key}: {_shown(str(number))} is not a number of bits")
+        numbers.append(number)
+    return Bandwidth(to_pod=_limit(*numbers[:2]), from_pod=_limit(*numbers[2:]))
+
+
+def _limit(rate: int, burst: int) -> Limit | None:
+    """In bytes. Kubelet's runtimes, which know of no burst, ask for the largest number that they can write: for seconds
+    of the full rate of the machine. That, like none at all, is taken for "not given"."""
+    if not rate:
+        return None
+    known = burst // 8 if burst < _NO_BURST else 0
+    return Limit(max(rate // 8, 1), max(known or rate // 8 // 20, _LEAST_BURST))
 
 
 def _members(entry: dict[str, Any]) -> dict[str, Any]:
