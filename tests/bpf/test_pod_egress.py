@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from packets import ANY, NODE, REMOTE, VIP, A, B, at, both, build, ends, macs, source_port, tcp, udp
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS
 from scapy.layers.l2 import ARP, Ether
 
 from waggle.kernel.testrun import run_packet
@@ -51,6 +52,23 @@ def test_arp_goes_up_the_stack(node):
     packet = bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(pdst="169.254.1.1"))
     out = node.run("wag_pod_egress", packet)
     assert (out.verdict, out.packet) == (PASS, packet)
+
+
+@pytest.mark.parametrize("kind", [ICMPv6ND_NS, ICMPv6ND_NA])
+@pytest.mark.parametrize("target", [B[6], REMOTE[6], "fe80::1", "ff02::1:ff00:6"])
+def test_neighbour_discovery_stays_on_its_link(node, kind, target):
+    """Its hop limit is 255, or it is void: no program may take it for a packet to a pod."""
+    packet = build(A[6], target, kind(), ttl=255, payload=b"")
+    out = node.run("wag_pod_egress", packet)
+    assert (out.verdict, out.packet) == (PASS, packet)
+
+
+@pytest.mark.parametrize("target", ["fe80::7", "ff02::fb", "224.0.0.251", "255.255.255.255"])
+def test_what_stays_on_its_link_is_not_routed(node, target):
+    packet = udp(A[6 if ":" in target else 4], 5353, target, 5353)
+    out = node.run("wag_pod_egress", packet)
+    assert (out.verdict, out.packet) == (PASS, packet)
+    assert node.nat() == set()
 
 
 def test_echo_to_a_pod_is_delivered(node):

@@ -45,6 +45,7 @@ class AgentNode:
     families: tuple[int, ...] = (4, 6)
     name: str = field(default_factory=lambda: f"wagag-{os.getpid()}-{next(_numbers)}")
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    agent: subprocess.Popen[bytes] | None = None  # for tests that replace it
     pods: list[str] = field(default_factory=list)
 
     @property
@@ -151,7 +152,7 @@ class AgentNode:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.running.append(process)
         if wait:
-            self.until(lambda: process.poll() is not None or self.answers(wait), 20)
+            self.until(lambda: process.poll() is not None or self.answers(wait), 60)
             assert process.poll() is None, self.log.read_text()
         return process
 

@@ -27,6 +27,12 @@ network_config_dir = "{conf_dir}"
 default_network = "waggle"
 """
 
+# gVisor takes a network namespace that has this file for the machine's own, and refuses. Newer kernels have it in all.
+_RUNSC = """#!/bin/sh
+exec unshare --mount --propagation slave sh -c '
+mount -t tmpfs tmpfs /proc/sys/net && exec runsc --platform=ptrace --ignore-cgroups "$@"' sh "$@"
+"""
+
 
 class Podman:
     """There is no daemon: every command is a program of its own, and `conmon` stays with each container."""
@@ -40,7 +46,7 @@ class Podman:
             "storage.conf",
             f'[storage]\ndriver = "vfs"\nrunroot = "{self.directory}/run"\ngraphroot = "{self.directory}/storage"\n',
         )
-        wrapper = self._file("runsc", '#!/bin/sh\nexec runsc --platform=ptrace --ignore-cgroups "$@"\n')
+        wrapper = self._file("runsc", _RUNSC)
         wrapper.chmod(0o755)
         places = {"bin_dir": node.bin_dir, "conf_dir": node.conf_dir, "wrapper": wrapper}
         self._file("containers.conf", _CONFIG.format(image=IMAGE, pause=" ".join(PAUSE), **places))

@@ -55,7 +55,6 @@ class RuntimeNode(AgentNode):
 
     holder: subprocess.Popen[bytes] | None = None
     made: list[str] = field(default_factory=list)  # places that this machine did not have
-    agent: subprocess.Popen[bytes] | None = None  # the one at work
 
     @property
     def slice(self) -> Path:

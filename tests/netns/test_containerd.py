@@ -75,6 +75,18 @@ def test_pod_of_the_cri(node: RuntimeNode, containerd) -> None:
     node.until(lambda: node.kept() == before)
 
 
+def test_limits_by_annotation(node: RuntimeNode, containerd) -> None:
+    """As kubelet passes them on. containerd knows of no burst and asks for all that a number can hold."""
+    wanted = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
+    pod = containerd.run_pod("limited", annotations=wanted)
+    (name,) = node.records()
+    record = json.loads((node.state / "cni" / name).read_text())
+    assert record["bandwidth"] == [[2_500_000, 125_000], [1_250_000, 62_500]]
+    links = node.run("tc", "qdisc", "show", "dev", name.removesuffix(".json")).stdout
+    assert "tbf" in links and "rate 20Mbit" in links, links
+    containerd.remove_pod(pod)
+
+
 def test_ctr_run(node: RuntimeNode, containerd) -> None:
     before = node.kept()
     arguments = ["run", "--cni", "--rm", "--snapshotter", "native", "--cgroup", f"/{node.name}/ctr"]

@@ -92,6 +92,32 @@ def test_pod(node: RuntimeNode, podman: Podman) -> None:
     node.until(lambda: node.kept() == before)
 
 
+@pytest.mark.skipif(bool(missing("runsc")), reason=missing("runsc"))
+def test_gvisor(node: RuntimeNode, podman: Podman) -> None:
+    """A network stack of its own, whose connections no socket hook sees: as client, as backend, behind a host port."""
+    before = node.kept()
+    podman.run("web", *SERVER, options=("--hostname=web",))
+    web4, web6 = podman.addresses("web")
+    podman.run("sandbox", *SERVER, options=("--hostname=inside", "--runtime=runsc", "-p", "8088:8080"))
+    own4, own6 = podman.addresses("sandbox")
+    node.until(lambda: node.pod_says(own4, 8080) == node.pod_says(own6, 8080) == "inside", 20)
+    vips = {VIP4: web4, "10.96.7.2": own4, "fd00:10:96::71": web6, "fd00:10:96::72": own6}
+    for number, (vip, backend) in enumerate(vips.items()):
+        node.apply(f"s{number}", service(f"s{number}", vip), endpoints(f"s{number}", backend))
+    node.until(lambda: node.pod_says("fd00:10:96::71", 80) == "web")
+    for vip, backend in vips.items():
+        asked = podman("exec", "sandbox", "/bin/sh", "-c", f"nc -w 5 {vip} 80 </dev/null")
+        assert asked.stdout == ("web\n" if backend in (web4, web6) else "inside\n"), vip
+        assert node.pod_says(vip, 80) == asked.stdout.strip(), "the same for a process of the node"
+    assert {flow["dst"] for flow in node.dump("nat")} >= set(vips), "packet by packet"
+    for address in (NODE4, NODE6):
+        assert node.pod_says(address, 8088, outside=True) == "inside"
+    podman("rm", "-f", "-t", "0", "--all")
+    for number in range(len(vips)):
+        node.apply(f"s{number}")
+    node.until(lambda: node.kept() == before)
+
+
 def test_podman_killed_in_the_middle_of_add(node: RuntimeNode, podman: Podman) -> None:
     """Its request is finished all the same. Podman does not know of it any more, and sends no DEL: that is for GC."""
     before = node.kept()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waggle.errors import CniError
-from waggle.model.interface import HostPort
+from waggle.model.interface import Bandwidth, HostPort, Limit
 from waggle.sources.cni_request import SUPPORTED_VERSIONS, parse_request, split_body, version_asked
 
 POD = {
@@ -115,6 +115,30 @@ def test_port_mappings_that_cannot_be(mappings: Any, words: str) -> None:
     assert code == 7
     assert message.startswith("runtimeConfig.") and words in message
     parse(config, CNI_COMMAND="DEL")  # a pod must be removable whatever it was asked for
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (None, Bandwidth()),
+        ({}, Bandwidth()),
+        ({"ingressRate": 0, "egressRate": None}, Bandwidth()),
+        ({"ingressRate": 8_000_000, "ingressBurst": 1_600_000}, Bandwidth(to_pod=Limit(1_000_000, 200_000))),
+        ({"EgressRate": 80_000_000, "EgressBurst": (1 << 32) - 1}, Bandwidth(from_pod=Limit(10_000_000, 500_000))),
+        ({"egressRate": 8_000, "egressBurst": 8}, Bandwidth(from_pod=Limit(1_000, 16 << 10))),
+    ],
+)
+def test_bandwidth(wanted: Any, expected: Bandwidth) -> None:
+    """As containerd's annotations give it, and as everybody else."""
+    config = {**CONF, "runtimeConfig": {"bandwidth": wanted}}
+    assert parse(config).bandwidth == expected
+    assert parse(config, CNI_COMMAND="DEL").bandwidth == Bandwidth()
+
+
+@pytest.mark.parametrize("wanted", [[1], {"ingressRate": "1M"}, {"egressRate": -1}, {"egressRate": 1.5}])
+def test_bandwidth_that_cannot_be(wanted: Any) -> None:
+    code, message = failure({**CONF, "runtimeConfig": {"bandwidth": wanted}})
+    assert code == 7 and message.startswith("runtimeConfig.bandwidth")
 
 
 @pytest.mark.parametrize("value", [None, "", "add", "ADD ", "ADD\nDEL", "\x00"])

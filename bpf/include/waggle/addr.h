@@ -46,6 +46,14 @@ WAG_INLINE bool wag_addr_is_loopback(const struct wag_addr *addr)
 	return addr->half[0] == 0 && addr->half[1] == bpf_cpu_to_be64(1);
 }
 
+/* Multicast, broadcast, and what IPv6 never forwards: routes to single receivers mean nothing. */
+WAG_INLINE bool wag_addr_stays_on_link(const struct wag_addr *addr)
+{
+	if (wag_addr_is4(addr))
+		return addr->bytes[12] >= 224;
+	return addr->bytes[0] == 0xff || (addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80);
+}
+
 /* 0.0.0.0 or ::. */
 WAG_INLINE bool wag_addr_is_any(const struct wag_addr *addr)
 {

@@ -12,6 +12,7 @@ enum wag_endpoint_flag {
 	WAG_ENDPOINT_POD = 1,
 	WAG_ENDPOINT_NODE = 2,
 	WAG_ENDPOINT_NODEPORT = 4, /* an address of the node that serves NodePorts */
+	WAG_ENDPOINT_QUEUED = 8,   /* a pod whose traffic is limited: by the queue of its host side */
 };
 
 struct wag_endpoint {

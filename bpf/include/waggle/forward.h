@@ -68,6 +68,7 @@ WAG_INLINE enum wag_verdict wag_to_pod(wag_ctx *ctx, struct wag_packet *packet, 
 	if (packet->ttl <= 1)
 		return wag_expired(packet, to);
 	packet->out_ifindex = pod->ifindex;
+	packet->queued = !!(pod->flags & WAG_ENDPOINT_QUEUED);
 	if (wag_hop(ctx, packet, pod->pod_mac, pod->host_mac))
 		return wag_drop(packet, WAG_REASON_REWRITE);
 	return WAG_TO_POD;
@@ -135,8 +136,8 @@ WAG_INLINE enum wag_verdict wag_to_wire(wag_ctx *ctx, struct wag_packet *packet,
 	struct bpf_fib_lookup fib = {};
 	long found;
 
-	if (wag_addr_is4(&to->dst) && to->dst.bytes[12] >= 224)
-		return WAG_PASS; /* multicast and broadcast: routes to single receivers mean nothing */
+	if (wag_addr_stays_on_link(&to->dst))
+		return WAG_PASS;
 	if (packet->ttl <= 1)
 		return wag_expired(packet, to);
 	found = wag_fib(ctx, packet, to, extra, &fib);
@@ -224,14 +225,14 @@ WAG_INLINE int wag_send_back(wag_ctx *ctx, const struct wag_packet *packet)
 
 WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verdict verdict)
 {
-	bool egress = packet->hook == WAG_HOOK_NODE_EGRESS;
+	bool outside = packet->hook == WAG_HOOK_NODE_EGRESS || packet->queued;
 
 	/* by the wire, by the stack or by its interface, the packet may meet another program */
-	if (packet->translated && (verdict != WAG_TO_POD || egress))
+	if (packet->translated && (verdict != WAG_TO_POD || outside))
 		ctx->mark = WAG_MARK;
 	switch (verdict) {
 	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
-		return egress ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);
+		return outside ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);
 	case WAG_TO_WIRE:
 		return bpf_redirect_neigh(packet->out_ifindex, &packet->next_hop, sizeof(packet->next_hop), 0);
 	case WAG_SEND_BACK:

@@ -38,8 +38,8 @@ WAG_INLINE bool wag_leaves_cluster(const struct wag_packet *packet)
 
 	if (!wag_masquerade || !packet->begins || packet->later_fragment)
 		return false;
-	if (wag_addr_is4(to) ? to->bytes[12] >= 224 : to->bytes[0] == 0xff)
-		return false; /* multicast, broadcast */
+	if (wag_addr_stays_on_link(to))
+		return false;
 	return !wag_knows_pods(to) && wag_knows_pods(&packet->tuple.src);
 }
 

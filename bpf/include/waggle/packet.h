@@ -47,6 +47,7 @@ struct wag_packet {
 	__u8 is_icmp;
 	__u8 begins;     /* by its header it can be the first packet of a flow; one of UDP always can */
 	__u8 translated; /* by wag_nat: hooks further on leave it alone */
+	__u8 queued;     /* WAG_TO_POD: not past the queue of the pod's interface */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */
 	__u8 answer;    /* enum wag_answer, when the verdict is WAG_REJECT */
@@ -105,6 +106,15 @@ WAG_INLINE bool wag_is_echo_reply(const struct wag_tuple *tuple, __u8 type)
 	return type == (tuple->proto == IPPROTO_ICMP ? 0 : 129);
 }
 
+/*
+ * Neighbour discovery, which is to IPv6 what ARP is to IPv4: between two ends of one link, and void when a router has seen
+ * it (RFC 4861). Pods have such links where another plugin made them.
+ */
+WAG_INLINE bool wag_is_discovery(const struct wag_packet *packet, __u8 type)
+{
+	return packet->tuple.proto == IPPROTO_ICMPV6 && packet->ttl == 255 && type >= 133 && type <= 137;
+}
+
 #define WAG_SCTP_INIT 1
 #define WAG_SCTP_ABORT 6
 #define WAG_SCTP_SHUTDOWN_COMPLETE 14
@@ -138,6 +148,8 @@ WAG_INLINE enum wag_parse wag_parse_l4(wag_ctx *ctx, struct wag_packet *packet)
 		packet->is_icmp = 1;
 		if (wag_load(ctx, off, head, 8))
 			return WAG_PARSE_OK; /* of no use to us; whoever gets it judges it */
+		if (wag_is_discovery(packet, head[0]))
+			return WAG_PARSE_NOT_IP;
 		if (wag_is_echo_request(tuple, head[0])) {
 			tuple->sport = *(__be16 *)&head[4];
 			packet->begins = 1;

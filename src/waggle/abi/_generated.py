@@ -94,6 +94,7 @@ class EndpointFlag(IntFlag):
     POD = 1
     NODE = 2
     NODEPORT = 4
+    QUEUED = 8
 
 
 class NetnsId(IntEnum):

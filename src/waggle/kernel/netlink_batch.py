@@ -227,6 +227,22 @@ class Batch:
         tolerated = MISSING if missing_ok else _NONE
         self._add(wire.RTM_DELRULE, 0, _rule_body(src, table, priority), what, tolerated)
 
+    def limit_rate(self, ifindex: int, *, rate: int, burst: int, queue: int) -> None:
+        """A token bucket as the interface's root queue, in place of what is there: `rate` in bytes per second, `burst`
+        and `queue` in bytes. Larger GSO packets than `burst` are cut into their segments."""
+        # with a link layer given, the kernel needs no table of transmission times
+        slow = wire.TC_RATESPEC.pack(0, wire.TC_LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
+        options = wire.TC_TBF_QOPT.pack(slow, bytes(12), min(queue, 0xFFFFFFFF), 0, 0)
+        body = wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 0x10000, wire.TC_H_ROOT, 0)
+        body += wire.text(wire.TCA_KIND, "tbf")
+        body += wire.nested(
+            wire.TCA_OPTIONS,
+            wire.attribute(wire.TCA_TBF_PARMS, options),
+            wire.attribute(wire.TCA_TBF_RATE64, rate.to_bytes(8, "little")),
+            wire.u32(wire.TCA_TBF_BURST, min(burst, 0xFFFFFFFF)),
+        )
+        self._add(wire.RTM_NEWQDISC, _REPLACE, body, f"limit interface {ifindex} to {rate} bytes per second")
+
 
 def _rule_body(src: IPNetwork, table: int, priority: int) -> bytes:
     short_table = table if table < 256 else wire.RT_TABLE_COMPAT

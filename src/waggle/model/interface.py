@@ -17,6 +17,23 @@ class HostPort(NamedTuple):
     host_ip: str = ""
 
 
+class Limit(NamedTuple):
+    """Bytes per second, and how many bytes may be sent at once after a pause."""
+
+    rate: int
+    burst: int
+
+
+class Bandwidth(NamedTuple):
+    """The limits of one interface; None: as fast as it goes."""
+
+    to_pod: Limit | None = None
+    from_pod: Limit | None = None
+
+
+NO_LIMITS = Bandwidth()
+
+
 @dataclass(frozen=True, slots=True)
 class PodInterface:
     """One attachment of one container, both ends.
@@ -37,6 +54,7 @@ class PodInterface:
     namespace: str = ""
     name: str = ""
     host_ports: tuple[HostPort, ...] = ()
+    bandwidth: Bandwidth = NO_LIMITS
 
 
 class PodDatapath(Protocol):

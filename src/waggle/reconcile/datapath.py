@@ -423,7 +423,7 @@ class Datapath:
         """Makes a pod's addresses known. `netns`: id of its network namespace, as the node's sees it."""
         value = EndpointValue(
             pod.host_ifindex,
-            int(EndpointFlag.POD),
+            int(EndpointFlag.POD | EndpointFlag.QUEUED if pod.bandwidth.to_pod else EndpointFlag.POD),
             bytes.fromhex(pod.pod_mac.replace(":", "")),
             bytes.fromhex(pod.host_mac.replace(":", "")),
             0,

@@ -32,13 +32,13 @@ from waggle.errors import CniError, KernelError, NotFound, WaggleError
 from waggle.kernel.netlink import IPNetwork, Netlink
 from waggle.kernel.netns import open_netns
 from waggle.model.workload import Workload
-from waggle.sources import cni_interface
+from waggle.sources import cni_bandwidth, cni_chain, cni_interface
 from waggle.sources import cni_request as codes
 from waggle.sources.cni_pods import PodDatapath, PodInterface, pod_interface
 from waggle.sources.cni_records import Attachment, AttachmentRecords, boot_id, host_ifname, new_attachment
 from waggle.sources.cni_request import CniRequest, encode_error, parse_request, split_body, version_asked
-from waggle.sources.cni_result import add_result, faults_of_result
-from waggle.sources.ipam import Ipam, RangeFull
+from waggle.sources.cni_result import add_result, faults_of_result, passed_on
+from waggle.sources.ipam import IPAddress, Ipam, RangeFull
 from waggle.sources.problem import Problem
 
 __all__ = ["CniService", "PodDatapath", "PodInterface"]
@@ -79,7 +79,7 @@ class CniService:
         self._boot = boot_id()
         self._loaded = False
         self._records: dict[str, Attachment] = {}  # by name of the host side
-        self._indices: dict[str, int] = {}  # of host sides that exist
+        self._interfaces: dict[str, PodInterface] = {}  # those whose host side exists
         self._state_lock = threading.Lock()  # of the two dicts above
         self._problems: dict[str, Problem] = {}
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -96,12 +96,12 @@ class CniService:
     def pods(self) -> list[PodInterface]:
         """Pods whose interface exists, as recorded. At start, attaching each of them again is right and harmless."""
         with self._state_lock:
-            return [pod_interface(self._records[name], index) for name, index in self._indices.items()]
+            return list(self._interfaces.values())
 
     def attachments(self) -> list[Attachment]:
         """The records of interfaces that exist, the oldest first."""
         with self._state_lock:
-            return sorted((self._records[name] for name in self._indices), key=lambda one: one.created)
+            return sorted((self._records[name] for name in self._interfaces), key=lambda one: one.created)
 
     async def learn(self, name: str, workload: Workload) -> None:
         """Record what the runtime says of the container behind host interface `name`; a pod that has gone is no error.
@@ -120,6 +120,7 @@ class CniService:
         self._ipam.load()
         records, unreadable = self._store.load()
         links = cni_interface.host_interfaces(self._host)
+        links |= cni_chain.host_sides(self._host, (record for record in records.values() if record.chained_to))
         for name, record in records.items():
             if name not in links and record.boot != self._boot:
                 logger.info("%s ended with the machine's last run: its addresses are free", record)
@@ -129,7 +130,7 @@ class CniService:
                 self._report(name, f"address {address} of {record} is recorded for another interface too")
             self._records[name] = record
             if name in links:
-                self._indices[name] = links[name].index
+                self._interfaces[name] = pod_interface(record, links[name].index)
             else:
                 self._report(name, f"interface of {record} is gone; its addresses stay reserved until DEL or GC")
         for name, reason in unreadable.items():
@@ -230,6 +231,15 @@ class CniService:
             except KernelError as error:
                 raise CniError(codes.INVALID_ENVIRONMENT, f"CNI_NETNS: {error}") from error
             self._refuse_own_netns(request, netns_fd)
+            addresses = cni_chain.addresses_made_before(request)
+            if earlier is not None and bool(earlier.chained_to) != (addresses is not None):
+                logger.info("ADD again for %s: another chain than before", earlier)
+                self._remove(name, ranges)
+                earlier = None
+            if addresses is not None:
+                self._take_over(request, earlier, addresses, netns_fd, ranges)
+                self._problems.pop(name, None)
+                return passed_on(request)
             if earlier is not None and self._is_complete(earlier, request, netns_fd):
                 record = earlier
                 self._attach(record)
@@ -246,10 +256,11 @@ class CniService:
 
     def _is_complete(self, record: Attachment, request: CniRequest, netns_fd: int) -> bool:
         with self._state_lock:
-            known = record.host_ifname in self._indices
+            known = record.host_ifname in self._interfaces
         if not known or record.netns != request.netns or record.network != request.network:
             return False
-        if (record.host_ports, record.labels, record.uid) != (request.host_ports, request.labels, request.uid):
+        was = (record.host_ports, record.labels, record.uid, record.bandwidth)
+        if was != (request.host_ports, request.labels, request.uid, request.bandwidth):
             return False
         faults = cni_interface.faults_of_interface(self._host, record, netns_fd, default_routes=())
         if faults:
@@ -266,19 +277,7 @@ class CniService:
             addresses = earlier.ips if earlier else self._ipam.reserve(name, ranges)
         except RangeFull as error:
             raise CniError(codes.NO_FREE_ADDRESS, str(error)) from error
-        record = new_attachment(
-            request.container_id,
-            request.ifname,
-            request.network,
-            request.netns,
-            addresses,
-            request.host_ports,
-            request.labels,
-            boot=self._boot,
-            namespace=request.namespace,
-            name=request.pod_name,
-            uid=request.uid,
-        )
+        record = self._new_attachment(request, addresses)
         try:
             self._store.write(record)
         except CniError:
@@ -287,13 +286,14 @@ class CniService:
             raise
         with self._state_lock:
             self._records[name] = record
-            replaced = self._indices.pop(name, 0)
+            replaced = self._interfaces.pop(name, None)
         try:
             if earlier is not None:
-                self._datapath.detach(pod_interface(earlier, replaced))
+                self._datapath.detach(replaced or pod_interface(earlier, 0))
             index = cni_interface.create_interface(self._host, record, netns_fd, self._mtu())
+            cni_bandwidth.limit_interface(self._host, record, index, netns_fd)
             with self._state_lock:
-                self._indices[name] = index
+                self._interfaces[name] = pod_interface(record, index)
             self._attach(record)
         except Exception:
             self._remove_after_failure(name, ranges)
@@ -302,8 +302,62 @@ class CniService:
 
     def _attach(self, record: Attachment) -> None:
         with self._state_lock:
-            index = self._indices[record.host_ifname]
-        self._datapath.attach(pod_interface(record, index))
+            interface = self._interfaces[record.host_ifname]
+        self._datapath.attach(interface)
+
+    def _take_over(
+        self,
+        request: CniRequest,
+        earlier: Attachment | None,
+        addresses: tuple[IPAddress, ...],
+        netns_fd: int,
+        ranges: Sequence[IPNetwork],
+    ) -> None:
+        """An interface that an earlier plugin of the chain made. Its addresses are that plugin's to choose, and are
+        only kept from being given to others."""
+        name = host_ifname(request.container_id, request.ifname)
+        host_side, pod_side = cni_chain.find_pair(self._host, request, netns_fd)
+        taken = self._ipam.occupy(name, addresses)
+        if taken:
+            if earlier is None:
+                self._ipam.release(name)
+            raise CniError(codes.INVALID_CONFIG, f"prevResult.ips: another pod of this node has {taken[0]}")
+        record = msgspec.structs.replace(
+            self._new_attachment(request, addresses),
+            host_mac=host_side.mac,
+            pod_mac=pod_side.mac,
+            chained_to=host_side.name,
+        )
+        self._store.write(record)
+        with self._state_lock:
+            replaced = self._interfaces.get(name)
+        if replaced is not None and replaced.host_ifindex != host_side.index:
+            self._datapath.detach(replaced)
+        with self._state_lock:
+            self._records[name] = record
+            self._interfaces[name] = pod_interface(record, host_side.index)
+        try:
+            cni_bandwidth.limit_interface(self._host, record, host_side.index, netns_fd)
+            self._attach(record)
+        except Exception:
+            self._remove_after_failure(name, ranges)
+            raise
+
+    def _new_attachment(self, request: CniRequest, addresses: tuple[IPAddress, ...]) -> Attachment:
+        return new_attachment(
+            request.container_id,
+            request.ifname,
+            request.network,
+            request.netns,
+            addresses,
+            request.host_ports,
+            request.labels,
+            request.bandwidth,
+            boot=self._boot,
+            namespace=request.namespace,
+            name=request.pod_name,
+            uid=request.uid,
+        )
 
     def _remove_after_failure(self, name: str, ranges: Sequence[IPNetwork]) -> None:
         try:
@@ -330,15 +384,17 @@ class CniService:
         an address is free only when nothing carries it."""
         with self._state_lock:
             record = self._records.get(name)
-            index = self._indices.pop(name, 0)  # first: what is no longer in `pods` nobody attaches again meanwhile
+            # first: what is no longer in `pods` nobody attaches again meanwhile
+            interface = self._interfaces.pop(name, None)
         try:
             if record is not None:
-                self._datapath.detach(pod_interface(record, index))
-            cni_interface.remove_interface(self._host, name)
+                self._datapath.detach(interface or pod_interface(record, 0))
+            if record is None or not record.chained_to:  # else it is removed by who made it
+                cni_interface.remove_interface(self._host, name)
         except Exception:
             with self._state_lock:
-                if index:
-                    self._indices[name] = index
+                if interface is not None:
+                    self._interfaces[name] = interface
             raise
         if self._ipam.owned_by(name):
             try:
@@ -364,7 +420,12 @@ class CniService:
         faults, default_routes = faults_of_result(request.prev_result or {}, record)
         try:
             with open_netns(request.netns) as netns_fd:
-                faults += cni_interface.faults_of_interface(self._host, record, netns_fd, default_routes=default_routes)
+                if record.chained_to:
+                    faults += cni_chain.faults_of_chained(self._host, record, netns_fd)
+                else:
+                    faults += cni_interface.faults_of_interface(
+                        self._host, record, netns_fd, default_routes=default_routes
+                    )
         except NotFound as error:
             faults.append(str(error))
         if faults:

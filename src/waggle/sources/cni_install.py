@@ -30,7 +30,7 @@ _SUFFIXES = (".conf", ".conflist", ".json")
 
 def configuration(api_socket: Path) -> dict[str, Any]:
     """The network configuration list of a node whose agent listens there."""
-    plugin = {"type": PLUGIN, "apiSocket": str(api_socket), "capabilities": {"portMappings": True}}
+    plugin = {"type": PLUGIN, "apiSocket": str(api_socket), "capabilities": {"portMappings": True, "bandwidth": True}}
     return {"cniVersion": BASE_VERSION, "cniVersions": list(VERSIONS), "name": NETWORK, "plugins": [plugin]}
 
 

@@ -24,4 +24,5 @@ def pod_interface(record: Attachment, index: int) -> PodInterface:
         namespace=record.namespace,
         name=record.name,
         host_ports=record.host_ports,
+        bandwidth=record.bandwidth,
     )

@@ -23,7 +23,7 @@ from types import MappingProxyType
 import msgspec
 
 from waggle.errors import CniError
-from waggle.model.interface import HostPort
+from waggle.model.interface import NO_LIMITS, Bandwidth, HostPort
 from waggle.model.workload import Workload
 from waggle.sources.cni_request import IO_FAILURE
 from waggle.sources.ipam import IPAddress
@@ -34,7 +34,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 class Attachment(msgspec.Struct, frozen=True):
     """One interface of one pod. `boot` is the kernel's boot ID at the time of ADD: interfaces do not outlive it. `uid`
-    is that of a pod of Kubernetes, `labels` came with ADD, `workload` is what the runtime said afterwards."""
+    is that of a pod of Kubernetes, `labels` came with ADD, `workload` is what the runtime said afterwards. `chained_to`
+    is the host side of one that another plugin made, "" for those of waggle's own."""
 
     container_id: str
     ifname: str
@@ -51,9 +52,12 @@ class Attachment(msgspec.Struct, frozen=True):
     uid: str = ""
     labels: dict[str, str] = {}
     workload: Workload | None = None
+    chained_to: str = ""
+    bandwidth: Bandwidth = NO_LIMITS
 
     @property
     def host_ifname(self) -> str:
+        """What it is known by; also the interface's name, where waggle made it."""
         return host_ifname(self.container_id, self.ifname)
 
     @property
@@ -149,6 +153,7 @@ def new_attachment(
     addresses: tuple[IPAddress, ...],
     host_ports: tuple[HostPort, ...] = (),
     labels: Mapping[str, str] = MappingProxyType({}),
+    bandwidth: Bandwidth = NO_LIMITS,
     **more: str,
 ) -> Attachment:
     """A record with fresh MAC addresses; `more`: `boot` and, where known, the pod's `namespace`, `name` and `uid`."""
@@ -163,5 +168,6 @@ def new_attachment(
         created=time.time(),
         host_ports=host_ports,
         labels=dict(labels),
+        bandwidth=bandwidth,
         **more,  # type: ignore[arg-type]  # strings all, as their names say
     )

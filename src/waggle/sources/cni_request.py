@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from waggle.errors import CniError
-from waggle.model.interface import HostPort
+from waggle.model.interface import NO_LIMITS, Bandwidth, HostPort, Limit
 
 #: What `waggle-cni` (cni/waggle-cni.c) answers to VERSION too; the two lists must agree.
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -47,6 +47,8 @@ _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-
 _IFNAME_BYTES = 15
 _POD_NAME_LENGTH = 253
 _CONTAINER_ID_LENGTH = 1024
+_NO_BURST = (1 << 31) - 1
+_LEAST_BURST = 16 << 10  # of a jumbo frame there must be tokens enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class CniRequest:
     host_ports: tuple[HostPort, ...] = ()
     uid: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    bandwidth: Bandwidth = NO_LIMITS
 
 
 def split_body(body: bytes) -> tuple[dict[str, str], bytes]:
@@ -131,6 +134,7 @@ def parse_request(environment: Mapping[str, str], configuration: bytes) -> CniRe
         host_ports=_host_ports(document) if command == "ADD" else (),
         uid=_pod_label(arguments, "K8S_POD_UID"),
         labels=_labels(document) if command == "ADD" else {},
+        bandwidth=_bandwidth(document) if command == "ADD" else NO_LIMITS,
     )
 
 
@@ -230,6 +234,31 @@ def _labels(document: dict[str, Any]) -> dict[str, str]:
             raise CniError(INVALID_CONFIG, f"args.cni.labels[{index}]: needs a key and a value, both strings")
         found[key] = value
     return found
+
+
+def _bandwidth(document: dict[str, Any]) -> Bandwidth:
+    """The capability bandwidth: rates in bits per second, bursts in bits. A rate of 0, or none, is no limit."""
+    where = "runtimeConfig.bandwidth"
+    value = (_object(document, "runtimeConfig") or {}).get("bandwidth") or {}
+    if not isinstance(value, dict):
+        raise CniError(INVALID_CONFIG, f"{where}: not an object")
+    entry = _members(value)
+    numbers = []
+    for key in ("ingressRate", "ingressBurst", "egressRate", "egressBurst"):
+        number = entry.get(key.lower()) or 0
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
+            raise CniError(INVALID_CONFIG, f"{where}.{key}: {_shown(str(number))} is not a number of bits")
+        numbers.append(number)
+    return Bandwidth(to_pod=_limit(*numbers[:2]), from_pod=_limit(*numbers[2:]))
+
+
+def _limit(rate: int, burst: int) -> Limit | None:
+    """In bytes. Kubelet's runtimes, which know of no burst, ask for the largest number that they can write: for seconds
+    of the full rate of the machine. That, like none at all, is taken for "not given"."""
+    if not rate:
+        return None
+    known = burst // 8 if burst < _NO_BURST else 0
+    return Limit(max(rate // 8, 1), max(known or rate // 8 // 20, _LEAST_BURST))
 
 
 def _members(entry: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def add_result(
     """What earlier plugins of the chain made (prevResult) and, after it, what this one made. `dns` is the node's own,
     for networks that do not say."""
     earlier = request.prev_result or {}
-    interfaces, ips, routes = (_list_of(earlier, key) for key in _LISTS)
+    interfaces, ips, routes = (list_of(earlier, key) for key in _LISTS)
     pod_side = len(interfaces) + 1
     size = {"mtu": mtu} if mtu and request.version == "1.1.0" else {}
     interfaces += [
@@ -47,7 +47,7 @@ def faults_of_result(result: dict[str, Any], record: Attachment) -> tuple[list[s
 
     Later plugins of the chain may have added to the result and taken routes out of it. Raises CniError (7).
     """
-    interfaces, ips, routes = (_list_of(result, key) for key in _LISTS)
+    interfaces, ips, routes = (list_of(result, key) for key in _LISTS)
     mine = [i for i, entry in enumerate(interfaces) if entry.get("name") == record.ifname and entry.get("sandbox")]
     if not mine:
         return [f"prevResult lists no interface {record.ifname} in a sandbox"], []
@@ -63,7 +63,13 @@ def faults_of_result(result: dict[str, Any], record: Attachment) -> tuple[list[s
     return faults, [a for a in record.ips if (str(default_route_of(a)), str(gateway_of(a))) in ours]
 
 
-def _list_of(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def passed_on(request: CniRequest) -> dict[str, Any]:
+    """The result of a chain whose interface an earlier plugin made: what that one said."""
+    return {**(request.prev_result or {}), "cniVersion": request.version}
+
+
+def list_of(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """A list of objects in a result; an empty one where it is not there. Raises CniError (7)."""
     value = result.get(key)
     if value is None:
         return []
