@@ -106,6 +106,7 @@ cgroup-root: /sys/fs/cgroup
 bpf-root: /sys/fs/bpf/other
 state-dir: /srv/waggle
 api-socket: /run/other.sock
+api-group: root
 cni-bin-dir: /opt/cni/bin
 cni-conf-dir: /etc/cni/net.d
 podman: podman --root /srv/containers
