@@ -1058,6 +1058,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
 
 #: load-time constant → what it means
 CONFIG: dict[str, str] = {
+    "wag_beside_proxy": "1: established flows that the NAT table does not know are another proxy's",
     "wag_event_ns": "shortest time between two events of one flow, in nanoseconds",
     "wag_events": "1: Service translations are aggregated per flow and emitted as events",
     "wag_host_cookie": "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort",
@@ -1077,7 +1078,8 @@ CONFIG: dict[str, str] = {
 #: object → load-time constant → (offset, size) in .rodata
 CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
     "socket": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1093,7 +1095,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "pod": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1109,7 +1112,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "node": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1125,7 +1129,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "xdp": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1141,7 +1146,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "sweep": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
