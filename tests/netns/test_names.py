@@ -112,7 +112,8 @@ class PodmanNode(AgentNode):
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
-            for root in {path.parent for path in Path("/sys/fs/cgroup").glob("*/cgroup.procs")}:
+            root = Path("/sys/fs/cgroup")
+            for root in {root, *(path.parent for path in root.glob("*/cgroup.procs"))}:
                 stack.callback(_remove_cgroups, root / f"{self.name}-podman")
             stack.callback(super().close)
             if self.holder is not None:
@@ -429,6 +430,7 @@ def test_agent_killed_and_started(node: PodmanNode) -> None:
         thread.join()
     print(f"{len(took)} answers, the slowest after {max(took):.2f} s")
     assert refused == [] and len(took) > 10
+    assert "taking over the sockets of the agent before" in node.log.read_text()
     assert node.curl("http://web") == web
 
 
