@@ -269,14 +269,11 @@ class Agent:
 
     def _attach(self) -> None:
         with self._node_lock:
-            self.datapath.attach_sockets()
-            self.datapath.attach_devices([*self.devices, *self.tunnels])
-            self._attach_pods()
             if self.datapath.beside_proxy:
                 self._attach_beside_proxy()
             else:
                 self.datapath.attach_sockets()
-                self.datapath.attach_devices(self.devices)
+                self.datapath.attach_devices([*self.devices, *self.tunnels])
                 self._attach_pods()
             self.datapath.take_over_flows()
             self.datapath.forget_missing_netns()
@@ -292,7 +289,7 @@ class Agent:
             self.take_over_connections()
             self.datapath.attach_sockets()
             self.take_over_connections()
-            self.datapath.attach_devices(self.devices)
+            self.datapath.attach_devices([*self.devices, *self.tunnels])
             self._attach_pods()
             self.take_over_connections()
         finally:
