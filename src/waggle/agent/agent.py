@@ -14,31 +14,30 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from waggle.abi._generated import ServiceKey
-from waggle.abi.address import unpack_address
 from waggle.agent.dns_server import PORT as DNS_PORT
 from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
+from waggle.agent.network import NodeNetwork
+from waggle.agent.pods import PodPrograms
 from waggle.agent.ports import PortGuard
+from waggle.agent.proxy_flows import ProxyFlows
 from waggle.agent.timing import ChangeTimes
 from waggle.config import AgentConfig
-from waggle.errors import AlreadyRunning, KernelError, NotFound, WaggleError
-from waggle.kernel import conntrack, probe
-from waggle.kernel.netlink import IPNetwork, Link, Monitor, Netlink
-from waggle.kernel.netns import call_in_netns, netns_cookie_of_self
+from waggle.errors import AlreadyRunning, WaggleError
+from waggle.kernel import probe
+from waggle.kernel.netlink import Link, Monitor
+from waggle.kernel.netns import netns_cookie_of_self
 from waggle.metrics import Metrics
 from waggle.model.choice import NodeFacts
 from waggle.model.health import is_leaving
 from waggle.model.host_port import HostPortOwner, PodPorts, changed, faults, node_host_ports
-from waggle.model.interface import PodInterface
 from waggle.model.objects import Node, ObjectKey
 from waggle.model.service import Balancing, Forwarding, ignored_annotations, open_families
 from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_networks
@@ -48,28 +47,22 @@ from waggle.observe.names import Names
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.names import ServiceNames
-from waggle.plan.routing import Place, RoutePlan, Routing, internal_addresses, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
 from waggle.reconcile import takeover
 from waggle.reconcile.datapath import (
     Datapath,
-    NodeAddresses,
-    node_addresses,
     nodeport_addresses,
-    pod_title,
 )
-from waggle.reconcile.forwarding import drop_filters, enable_forwarding, keep_filters
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.held_sockets import HeldSockets
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels
 from waggle.reconcile.own_addresses import OwnAddresses
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.sysctls import Sysctls
-from waggle.reconcile.uplinks import TUNNELS, is_pod_interface, uplinks
+from waggle.reconcile.uplinks import is_pod_interface
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
 from waggle.sources.attached_pods import AttachedPods
@@ -91,9 +84,7 @@ SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
 EVENT_POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
-TUNNEL_CHECK_SECONDS = 60.0  # the kernel tells nobody when a forwarding entry goes
 RETRY_SECONDS = 1.0
-LIBERAL_CONNTRACK = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 class Source(Protocol):
@@ -117,11 +108,7 @@ class Agent:
         self.metrics = Metrics()
         self.store = Store()
         self.datapath = Datapath(config)
-        self.node = NodeAddresses("", "", frozenset())
-        self.devices: list[tuple[str, int]] = []
-        self.tunnels: list[tuple[str, int]] = []
         self.sources: dict[str, Source] = {}
-        self.attached = False  # the programs that this agent loaded are at work
         self.network_offered = False  # container runtimes have been told
         self.synced = False  # everything that the sources know is in the tables, and nothing else
         self.context = PlanContext(NodeFacts(config.node_name))
@@ -131,9 +118,6 @@ class Agent:
         self.host_ports: dict[HostPortOwner, PodPorts] = {}
         self.written = Flush()  # since the start
         self.last_error = ""
-        self.routes = RoutePlan((), (), {}, {})
-        self._tunnels_checked = 0.0
-        self.unrouted: Mapping[IPNetwork, str] = {}
         self.last_updated = self.started  # when everything known was in the tables
         self.unmet: dict[ObjectKey, set[str]] = {}  # Services with a policy Local whose endpoints are elsewhere
         self._times = ChangeTimes(self.started)
@@ -145,13 +129,9 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets_due = asyncio.Event()
         self.ports = PortGuard(self.datapath, config.state_dir)
-        self.sysctls = Sysctls(config.state_dir)
         self._routes_due = True
         self._ranges_due = True
         self.unenforced: Mapping[str, str] = {}
-        self._netlink = Netlink()
-        self._node_lock = threading.Lock()  # of what the node has: its addresses, its uplinks, the programs on them
-        self.pods_lock = threading.Lock()  # of pods' programs and endpoints: CNI requests against a new load
         self.tables: ServiceTables
         self.ranges: SourceRanges
         self.health: HealthTable
@@ -170,6 +150,12 @@ class Agent:
         self.dns: DnsServer | None = None
         self._dns_clients: frozenset[str] | None = None  # None: to be found anew
         self.names = Names(self.store, lambda: self.cni.pods())
+        sysctls = Sysctls(config.state_dir)
+        self.proxy = ProxyFlows(
+            self.datapath, sysctls, lambda: self.network.node.every, lambda: self.tables.frontends()
+        )
+        self.pods = PodPrograms(self.datapath, self.names, lambda: self.cni.pods(), self.pods_changed)
+        self.network = NodeNetwork(config, self.datapath, sysctls, self.pods, self.proxy)
 
     # -- start and end ------------------------------------------------------------------------------------------
 
@@ -184,8 +170,8 @@ class Agent:
         self.cni = CniService(
             state_dir=self.config.state_dir,
             ranges=self.pod_ranges,
-            mtu=self.mtu,
-            datapath=_NamedPods(self),
+            mtu=self.network.mtu,
+            datapath=self.pods,
             learned=self.pods_changed,
             dns=self.dns_of,
         )
@@ -206,14 +192,9 @@ class Agent:
         """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called, and the
         records of pods loaded."""
         begin = time.monotonic()
-        self.node = node_addresses(self.config.node_ip, self._netlink, self.config.dns_addresses)
-        self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
-        self.tunnels = tunnels(self._netlink.links())
-        enable_forwarding(self.sysctls)
-        keep_filters(self.sysctls)
-        # on a node where no agent was at work, flows to Services are another proxy's
-        self.datapath.beside_proxy = not self.datapath.is_at_work() and bool(conntrack.translated_flows())
-        self.datapath.load(self.node)
+        self.network.look()
+        self.proxy.look()
+        self.datapath.load(self.network.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
         found = self.tables.adopt()
@@ -224,17 +205,17 @@ class Agent:
         self.vips.adopt()
         self.maglev = self.datapath.maglev_tables()
         self.maglev.adopt()
-        self.datapath.set_node_addresses(self.node)
+        self.datapath.set_node_addresses(self.network.node)
         own = OwnAddresses(self.config.state_dir)
         if not self.config.dns_addresses and own.added:
             own.release()
             HeldSockets(self.datapath.cgroup_root).end()
-        present = {link.index for link in self._netlink.links()}
+        present = self.network.interfaces()
         self.datapath.forget_missing_pods(pod for pod in self.cni.pods() if pod.host_ifindex in present)
         if self.datapath.beside_proxy:
             log.info("another proxy's flows are under way: they are taken over once the tables are full")
         elif self.datapath.serves_from_tables():
-            self._attach()
+            self.network.attach()
         else:
             log.info("the tables have a new layout: what is at work stays until they are full")
         self.events = EventReader(self.datapath.maps["wag_events_rb"], self.names)
@@ -243,8 +224,8 @@ class Agent:
             "data path ready in %.0f ms: node %s, addresses %s, uplinks %s, %d frontends and %d pods taken over",
             (time.monotonic() - begin) * 1000,
             self.config.node_name,
-            ", ".join(a for a in (self.node.ip4, self.node.ip6) if a) or "none",
-            ", ".join(name for name, _ in self.devices) or "none",
+            ", ".join(a for a in (self.network.node.ip4, self.network.node.ip6) if a) or "none",
+            ", ".join(name for name, _ in self.network.devices) or "none",
             found,
             len(self.cni.pods()),
         )
@@ -263,82 +244,9 @@ class Agent:
                 self.datapath.cgroup_root,
             ),
             self.health,
-            lambda: nodeport_addresses(self.config.nodeport_addresses, self.node),
+            lambda: nodeport_addresses(self.config.nodeport_addresses, self.network.node),
             self.metrics,
         )
-
-    def _attach(self) -> None:
-        with self._node_lock:
-            if self.datapath.beside_proxy:
-                self._attach_beside_proxy()
-            else:
-                self.datapath.attach_sockets()
-                self.datapath.attach_devices([*self.devices, *self.tunnels])
-                self._attach_pods()
-            self.datapath.take_over_flows()
-            self.datapath.forget_missing_netns()
-            self.attached = True
-
-    def _attach_beside_proxy(self) -> None:
-        """Between any two steps, flows are taken over that have begun since: their packets reach programs from then on.
-
-        In between, conntrack sees one direction of some connections: it must not take the other for invalid.
-        """
-        self.sysctls.set(LIBERAL_CONNTRACK, "1")
-        try:
-            self.take_over_connections()
-            self.datapath.attach_sockets()
-            self.take_over_connections()
-            self.datapath.attach_devices([*self.devices, *self.tunnels])
-            self._attach_pods()
-            self.take_over_connections()
-        finally:
-            self.sysctls.restore(LIBERAL_CONNTRACK)
-
-    def take_over_connections(self) -> int:
-        """Flows to Services that another proxy translates go on with waggle. How many were new. Blocking."""
-        if not self.datapath.beside_proxy:
-            return 0
-        served = {
-            (unpack_address(key.addr), key.port, key.proto) for key in map(ServiceKey.unpack, self.tables.frontends())
-        }
-
-        def is_frontend(asked: conntrack.Tuple) -> bool:
-            everywhere = "::" if ":" in asked.dst else "0.0.0.0"
-            return (asked.dst, asked.dport, asked.protocol) in served or (
-                asked.dst in self.node.every and (everywhere, asked.dport, asked.protocol) in served
-            )
-
-        found = [flow for flow in conntrack.translated_flows() if takeover.takes(flow, is_frontend, self.node.every)]
-        written = takeover.take_over(found, self.datapath.maps["wag_nat"])
-        takeover.mark(found, self.datapath.maps["wag_endpoints"])
-        if written:
-            log.info("took over %d flows that another proxy translated", written)
-        return written
-
-    def _attach_pods(self) -> None:
-        """Pods may come and go meanwhile: each is attached as it is now, or not at all."""
-        for name in [pod.host_ifname for pod in self.cni.pods()]:
-            with self.pods_lock:
-                pod = next((pod for pod in self.cni.pods() if pod.host_ifname == name), None)
-                if pod is None:
-                    continue
-                try:
-                    self.datapath.attach(pod)
-                except KernelError as error:
-                    log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
-                    continue
-            self.name_pod(pod)
-
-    def name_pod(self, pod: PodInterface) -> None:
-        """Learns which pod a network namespace is, for events of its sockets."""
-        self.names.stale = True
-        try:
-            cookie = call_in_netns(pod.netns, netns_cookie_of_self)
-        except WaggleError:
-            return  # the namespace is going away: its events stay without a name
-        self.datapath.set_netns(cookie, map(str, pod.addresses), pod.host_ifname)
-        self.names.by_netns[cookie] = pod_title(pod)
 
     async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Runs until cancelled; `take_node` must have been called. `ready` is awaited when the data path stands.
@@ -409,7 +317,9 @@ class Agent:
         """Who may ask for names: the pods of this node and the node itself; None while pods are not known."""
         if self._dns_clients is None and self.cni.is_loaded:
             pods = {str(address) for pod in self.cni.pods() for address in pod.addresses}
-            self._dns_clients = frozenset(pods | self.node.every | {*self.config.dns_addresses, "127.0.0.1", "::1"})
+            self._dns_clients = frozenset(
+                pods | self.network.node.every | {*self.config.dns_addresses, "127.0.0.1", "::1"}
+            )
         return self._dns_clients
 
     def dns_of(self, record: Attachment) -> dict[str, Any]:
@@ -516,8 +426,8 @@ class Agent:
             self.vips.complete()
             self.maglev.complete()
             self.flush()
-            if not self.attached:
-                await asyncio.to_thread(self._attach)
+            if not self.network.attached:
+                await asyncio.to_thread(self.network.attach)
             self.synced = True
             self._sockets_due.set()  # for what happened while no agent was there
             log.info(
@@ -534,7 +444,7 @@ class Agent:
         if self._routes_due and complete:
             self._routes_due = False
             try:
-                await self._sync_routes()
+                await asyncio.to_thread(self.network.follow_routes, list(self.store.nodes.values()), self.pod_ranges())
             except (WaggleError, OSError):
                 self._routes_due = True
                 raise
@@ -547,7 +457,7 @@ class Agent:
         name = self.config.node_name
         context = PlanContext(
             NodeFacts(name, self.store.zones.get(name, "")),
-            self.node.every,
+            self.network.node.every,
             Balancing(self.config.balancing),
             Forwarding(self.config.forwarding),
         )
@@ -656,7 +566,7 @@ class Agent:
 
     def _set_service_ranges(self) -> None:
         """Once every Service is known: before, an address would look free that is not."""
-        taken = taken_networks(self.node.every, self.store.nodes.values())
+        taken = taken_networks(self.network.node.every, self.store.nodes.values())
         taken |= {cidr: f"this node's pod range {cidr}" for cidr in self.pod_ranges()}
         found = service_ranges(
             self.store.service_cidrs.values(), self.config.service_cidr, taken, self.vips.most_ranges
@@ -671,42 +581,6 @@ class Agent:
         if self.tables.starved:
             self._pending |= self.tables.starved
             self._dirty.set()
-
-    async def _sync_routes(self) -> None:
-        unrouted = await asyncio.to_thread(self._follow_routes, list(self.store.nodes.values()), self.pod_ranges())
-        for cidr, reason in unrouted.items():
-            if cidr not in self.unrouted:
-                log.warning("no route to pods %s: %s", cidr, reason)
-        self.unrouted = unrouted
-
-    def _follow_routes(self, nodes: list[Node], ranges: list[IPNetwork]) -> dict[IPNetwork, str]:
-        """Tunnels, the programs on them, then what leads there. Which pod ranges cannot be reached, and why.
-        Blocking."""
-        config = self.config
-        settings = TunnelSettings(config.node_name, config.vxlan_vni, config.vxlan_port)
-        with self._node_lock:
-            plan = plan_routing(nodes, self._place(ranges), Routing(config.routing))
-            found = make_tunnels(plan, settings, self._uplink_mtu(), self._netlink)
-            if found != self.tunnels or not self.datapath.runs_on(found):
-                self.tunnels = found
-                self.datapath.attach_devices([*self.devices, *found])
-            failed = sync_routes(plan, ranges, self._netlink)
-            self.routes = plan
-            self._tunnels_checked = time.monotonic()
-        return {**plan.problems, **failed}
-
-    def _place(self, ranges: list[IPNetwork]) -> Place:
-        """Where this node stands, as far as its kernel knows."""
-        ours = {link.index for link in self._netlink.links() if is_tunnel(link)}
-        addresses = [address for address in self._netlink.addresses() if address.ifindex not in ours]
-        fallback = {address.version: address for address in map(ipaddress.ip_address, self.node.snat)}
-        return Place(
-            name=self.config.node_name,
-            every=frozenset(address.ip for address in addresses),
-            networks=tuple(address.interface.network for address in addresses if not address.ip.is_loopback),
-            ranges=tuple(ranges),
-            fallback={v: a for v, a in fallback.items() if any(a == address.ip for address in addresses)},
-        )
 
     async def _abort_stale_sockets(self) -> None:
         """Follows UDP Services that lose backends: connected sockets must not stay with one that serves no more."""
@@ -750,11 +624,11 @@ class Agent:
                 self.datapath.refresh_lab_cgroup()
             except (WaggleError, OSError) as error:  # no descriptors left, for instance: next time
                 log.warning("cannot look for labs: %s", error)
-            if self.tunnels and time.monotonic() - self._tunnels_checked > TUNNEL_CHECK_SECONDS:
+            if self.network.routes_due:
                 self._routes_due = True
                 self._dirty.set()
             try:
-                await asyncio.to_thread(self._keep_filters)
+                await asyncio.to_thread(self.network.keep_filters)
             except (WaggleError, OSError) as error:
                 log.warning("cannot keep reverse path filters off pods' interfaces: %s", error)
             try:
@@ -762,10 +636,6 @@ class Agent:
                     self.kernel_sweeps = await asyncio.to_thread(self.datapath.sweep)
             except (WaggleError, OSError) as error:
                 log.warning("cannot sweep the NAT table: %s", error)
-
-    def _keep_filters(self) -> None:
-        keep_filters(self.sysctls)
-        drop_filters()
 
     async def _watch_interfaces(self) -> None:
         monitor = Monitor("link", "address", "route")
@@ -788,9 +658,10 @@ class Agent:
                 await asyncio.sleep(0.05)  # news come in bursts
                 changed.clear()
                 try:
-                    await asyncio.to_thread(self._refresh_node)
+                    await asyncio.to_thread(self.network.follow)
                 except (WaggleError, OSError) as error:
                     log.error("interfaces changed, but: %s", error)
+                self._dns_clients = None
                 self.health_ports.notice()
                 # the kernel dropped our routes together with the interface or address they went through
                 self._routes_due = True
@@ -799,40 +670,16 @@ class Agent:
             loop.remove_reader(monitor.fileno())
             monitor.close()
 
-    def _refresh_node(self) -> None:
-        with self._node_lock:
-            self._follow_node()
-
-    def _follow_node(self) -> None:
-        node = node_addresses(self.config.node_ip, self._netlink, self.config.dns_addresses)
-        devices = uplinks(self.config.devices, node.snat, self._netlink)
-        found = tunnels(self._netlink.links())
-        if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
-            log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
-            with self.pods_lock:
-                self.datapath.load(node)
-            if self.attached:
-                self.datapath.attach_sockets()
-                self.devices = []
-                self._attach_pods()
-        self.datapath.set_node_addresses(node)
-        every = [*devices, *found]
-        if self.attached and (every != [*self.devices, *self.tunnels] or not self.datapath.runs_on(every)):
-            log.info("uplinks are now %s", ", ".join(name for name, _ in every) or "none")
-            self.datapath.attach_devices(every)
-        elif self.attached:
-            self.datapath.follow_uplinks(devices)
-        if self.attached:
-            self.datapath.take_over_flows()
-        self.node, self.devices, self.tunnels = node, devices, found
-        self._dns_clients = None
-
     # -- facts --------------------------------------------------------------------------------------------------
 
     @property
     def is_leaving(self) -> bool:
         """Whether this node is being deleted, as far as its Node object says."""
-        return is_leaving(self.store.nodes.get(ObjectKey("", self.config.node_name)))
+        return is_leaving(self._own_node)
+
+    @property
+    def _own_node(self) -> Node | None:
+        return self.store.nodes.get(ObjectKey("", self.config.node_name))
 
     @property
     def changes_pending(self) -> Counter[str]:
@@ -843,26 +690,7 @@ class Agent:
         """This node's pod address ranges: configured, or those of its Node object; empty when unknown."""
         if self.config.pod_cidr:
             return [ipaddress.ip_network(cidr) for cidr in self.config.pod_cidr]
-        node = self.store.nodes.get(ObjectKey("", self.config.node_name))
-        return pod_cidrs(node) if node is not None else []
-
-    def mtu(self) -> int:
-        """MTU for a new pod: that of the uplinks, less what tunnels add where there are some."""
-        present = {name for name, _ in self.tunnels}
-        versions = {version for version, name in TUNNELS.items() if name in present}
-        if not versions and self.config.routing == Routing.VXLAN:
-            versions = {4 if self.node.ip4 else 6}
-        return self._uplink_mtu() - max((OVERHEAD[version] for version in versions), default=0)
-
-    def _uplink_mtu(self) -> int:
-        """The smallest of the uplinks, 1500 without any."""
-        sizes = []
-        for _, ifindex in self.devices:
-            try:
-                sizes.append(self._netlink.link_by_index(ifindex).mtu)
-            except NotFound:
-                continue  # going away: the news of it are on their way
-        return min(sizes, default=1500)
+        return pod_cidrs(self._own_node) if self._own_node is not None else []
 
     def problems(self) -> list[Problem]:
         """Everything that is wrong now, from every part."""
@@ -891,8 +719,7 @@ class Agent:
         found += [Problem(f"uplink {name}", reason) for name, reason in self.datapath.xdp_problems.items()]
         if self.maglev.problem:
             found.append(Problem("Maglev tables", self.maglev.problem))
-        found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unrouted.items()]
-        found += self._tunnel_problems()
+        found += self.network.problems(self._own_node, self.pod_ranges())
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
@@ -902,35 +729,10 @@ class Agent:
             found.append(Problem("drift", self.doctor.failed))
         return found
 
-    def _tunnel_problems(self) -> list[Problem]:
-        """Answers to this node's source address come back through a tunnel only where other nodes know it as ours."""
-        node = self.store.nodes.get(ObjectKey("", self.config.node_name))
-        if node is None or not self.routes.peers:
-            return []
-        known = {str(address) for address in internal_addresses(node)}
-        own = [
-            address
-            for address in self.node.snat
-            if not any(ipaddress.ip_address(address) in r for r in self.pod_ranges())
-        ]
-        return [
-            Problem(
-                f"node address {address}",
-                "is not among the InternalIPs of this node's Node object: answers of pods behind tunnels may not come "
-                "back to it. Set node-ip to one that is",
-            )
-            for address in own
-            if known and address not in known
-        ]
-
     def _network_problems(self, conf_dir: Path) -> list[Problem]:
         if not self.network_offered:
             return [Problem("CNI", "no pod range (podCIDR) is known for this node yet: runtimes have no network")]
         return cni_install.problems(conf_dir)
-
-    def _behind(self, tunnel: str) -> list[str]:
-        """The nodes that a tunnel interface leads to."""
-        return [peer.name for peer in self.routes.peers if TUNNELS[peer.at.version] == tunnel]
 
     @property
     def problem_count(self) -> int:
@@ -942,9 +744,9 @@ class Agent:
             "node": self.config.node_name,
             "started": self.started,
             "synced": self.synced,
-            "addresses": {"ipv4": self.node.ip4, "ipv6": self.node.ip6},
-            "devices": [name for name, _ in self.devices],
-            "tunnels": {name: self._behind(name) for name, _ in self.tunnels},
+            "addresses": {"ipv4": self.network.node.ip4, "ipv6": self.network.node.ip6},
+            "devices": [name for name, _ in self.network.devices],
+            "tunnels": self.network.tunnels(),
             "dns": list(self.dns.addresses) if self.dns is not None and self.dns.listening else [],
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
@@ -964,22 +766,3 @@ class Agent:
                 for p in self.problems()
             ],
         }
-
-
-class _NamedPods:
-    """The data path for the CNI service: pods that are attached also get their name for events."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def attach(self, pod: PodInterface) -> None:
-        with self._agent.pods_lock:
-            self._agent.datapath.attach(pod)
-        self._agent.name_pod(pod)
-        self._agent.pods_changed()
-
-    def detach(self, pod: PodInterface) -> None:
-        with self._agent.pods_lock:
-            self._agent.datapath.detach(pod)
-        self._agent.names.stale = True
-        self._agent.pods_changed()

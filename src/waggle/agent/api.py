@@ -246,7 +246,7 @@ class Api:
         """Takes over established flows of another proxy. 503 before the first sync."""
         if not self._agent.synced:
             return web.Response(status=503, text=f"not in sync yet: {'; '.join(map(str, self._agent.problems()))}")
-        return _json({"flows": await asyncio.to_thread(self._agent.take_over_connections)})
+        return _json({"flows": await asyncio.to_thread(self._agent.proxy.take_over)})
 
     async def _doctor(self, request: web.Request) -> web.Response:
         """Checks the maps now, and repairs them unless the query says dry-run=1. 503 before the first sync."""

@@ -76,7 +76,7 @@ class Doctor:
     async def check(self, *, pause: float = 0.0, repair: bool = True) -> Report:
         """Goes through everything once, waiting `pause` seconds between steps. NotReady before the first sync."""
         agent = self._agent
-        if not (agent.synced and agent.attached):
+        if not (agent.synced and agent.network.attached):
             raise NotReady("the sources have not given their first full view yet")
         report, pace = Report(), _Pace(agent, pause)
         await self._check_plan(report, pace, repair)

@@ -1,0 +1,71 @@
+"""The programs on the interfaces of this node's pods."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from waggle.errors import KernelError, WaggleError
+from waggle.kernel.netns import call_in_netns, netns_cookie_of_self
+from waggle.model.interface import PodInterface
+from waggle.observe.names import Names
+from waggle.reconcile.datapath import Datapath, pod_title
+
+log = logging.getLogger(__name__)
+
+
+class PodPrograms:
+    """What CNI tells of pods becomes programs, endpoints and names for events. `pods` gives those that are there,
+    `changed` is told of every change, from whichever thread."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        names: Names,
+        pods: Callable[[], Iterable[PodInterface]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._datapath = datapath
+        self._names = names
+        self._pods = pods
+        self._changed = changed
+        self.lock = threading.Lock()  # CNI requests against a new load of the programs
+
+    def attach(self, pod: PodInterface) -> None:
+        """A pod was made. KernelError."""
+        with self.lock:
+            self._datapath.attach(pod)
+        self._name(pod)
+        self._changed()
+
+    def detach(self, pod: PodInterface) -> None:
+        """A pod goes. KernelError."""
+        with self.lock:
+            self._datapath.detach(pod)
+        self._names.stale = True
+        self._changed()
+
+    def attach_all(self) -> None:
+        """Pods may come and go meanwhile: each is attached as it is now, or not at all."""
+        for name in [pod.host_ifname for pod in self._pods()]:
+            with self.lock:
+                pod = next((pod for pod in self._pods() if pod.host_ifname == name), None)
+                if pod is None:
+                    continue
+                try:
+                    self._datapath.attach(pod)
+                except KernelError as error:
+                    log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
+                    continue
+            self._name(pod)
+
+    def _name(self, pod: PodInterface) -> None:
+        """Learns which pod a network namespace is, for events of its sockets."""
+        self._names.stale = True
+        try:
+            cookie = call_in_netns(pod.netns, netns_cookie_of_self)
+        except WaggleError:
+            return  # the namespace is going away: its events stay without a name
+        self._datapath.set_netns(cookie, map(str, pod.addresses), pod.host_ifname)
+        self._names.by_netns[cookie] = pod_title(pod)
