@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -63,8 +64,8 @@ def clean_node(
         reserved = ReservedPorts(state_dir)
         if reserved.any:
             remove("setting", "net.ipv4.ip_local_reserved_ports", reserved.release)
-        if state_dir.exists():
-            remove("state", state_dir, lambda: shutil.rmtree(state_dir))
+        if state_dir.exists() and not (state_dir.is_mount() and not _files(state_dir)):
+            remove("state", state_dir, lambda: _remove_state(state_dir))
         if api_socket.exists():
             remove("socket", api_socket, api_socket.unlink)
         for directory in (bpf_root / "links", bpf_root / "maps"):
@@ -73,6 +74,15 @@ def clean_node(
     if bpf_root.is_dir() and all(path.name in ("links", "maps") for path in bpf_root.iterdir()):
         remove("directory", bpf_root, bpf_root.rmdir)
     return removed
+
+
+def _remove_state(directory: Path) -> None:
+    """Where a volume is mounted, as in a pod, the directory itself stays."""
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        if error.errno != errno.EBUSY or _files(directory):
+            raise
 
 
 def _remove_health_process(
