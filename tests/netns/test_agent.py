@@ -235,6 +235,22 @@ def test_sigterm_leaves_the_data_path_and_cleanup_leaves_nothing(node: AgentNode
     assert json.loads(cleanup(node, "-o", "json").stdout)["removed"] == []
 
 
+def test_cleanup_where_the_state_directory_is_a_volume(node: AgentNode) -> None:
+    """As in a pod: its contents can be removed, the directory cannot."""
+    node.state.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "wagstate", str(node.state)], check=True)
+    try:
+        (node.state / "cni").mkdir()
+        (node.state / "cni" / "rotation.json").write_text("{}")
+        done = cleanup(node, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        assert {"kind": "state", "name": str(node.state)} in json.loads(done.stdout)["removed"]
+        assert list(node.state.iterdir()) == []
+        assert "nothing" in cleanup(node).stdout
+    finally:
+        subprocess.run(["umount", str(node.state)], check=True)
+
+
 def other_node(cidr: str) -> list[dict[str, Any]]:
     return [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -76,8 +77,8 @@ def clean_node(
         changed = ", ".join(name.replace("/", ".") for name in sysctls.recorded())
         if changed:
             remove("setting", changed, sysctls.restore)
-        if state_dir.exists():
-            remove("state", state_dir, lambda: shutil.rmtree(state_dir))
+        if state_dir.exists() and not (state_dir.is_mount() and not _files(state_dir)):
+            remove("state", state_dir, lambda: _remove_state(state_dir))
         if api_socket.exists():
             remove("socket", api_socket, api_socket.unlink)
         for directory in (bpf_root / "links", bpf_root / "maps"):
@@ -86,6 +87,15 @@ def clean_node(
     if bpf_root.is_dir() and all(path.name in ("links", "maps") for path in bpf_root.iterdir()):
         remove("directory", bpf_root, bpf_root.rmdir)
     return removed
+
+
+def _remove_state(directory: Path) -> None:
+    """Where a volume is mounted, as in a pod, the directory itself stays."""
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        if error.errno != errno.EBUSY or _files(directory):
+            raise
 
 
 def _remove_health_process(
