@@ -7,6 +7,7 @@
 #include <linux/bpf.h>
 #include "waggle/echo.h"
 #include "waggle/forward.h"
+#include "waggle/gateway.h"
 #include "waggle/icmp.h"
 #include "waggle/masquerade.h"
 #include "waggle/nat.h"
@@ -85,7 +86,7 @@ int wag_pod_egress(struct __sk_buff *skb)
 		verdict = wag_drop(&packet, WAG_REASON_MALFORMED);
 		break;
 	default:
-		verdict = WAG_PASS;
+		verdict = wag_gateway_answers(skb, &packet) ? WAG_SEND_BACK : WAG_PASS;
 	}
 	return verdict == WAG_REJECT ? wag_reject(skb, &packet) : wag_finish(skb, &packet, verdict);
 }

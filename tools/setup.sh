@@ -20,7 +20,7 @@ if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [
 # container runtimes, and the plugins that containerd needs beside waggle's and the benchmark compares with
 if [ "$goal" = test ]; then
 	needed+=([containerd]=containerd [runc]=runc [podman]=podman [conmon]=conmon [runsc]=runsc)
-	needed+=([/usr/lib/cni/loopback]=containernetworking-plugins [/usr/bin/busybox]=busybox-static)
+	needed+=([/usr/lib/cni/loopback]=containernetworking-plugins [/usr/share/doc/busybox-static]=busybox-static)
 	needed+=([/usr/bin/catatonit]=catatonit [curl]=curl)
 fi
 # the rules of kube-proxy that the benchmark compares with

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from packets import ANY, NODE, REMOTE, VIP, A, B, at, both, build, ends, macs, source_port, tcp, udp
+from packets import ANY, NODE, REMOTE, VIP, A, B, at, both, build, check_sums, ends, macs, source_port, tcp, udp
 from scapy.layers.inet import ICMP, IP, TCP
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from waggle.kernel.testrun import run_packet
@@ -61,6 +61,54 @@ def test_neighbour_discovery_stays_on_its_link(node, kind, target):
     packet = build(A[6], target, kind(), ttl=255, payload=b"")
     out = node.run("wag_pod_egress", packet)
     assert (out.verdict, out.packet) == (PASS, packet)
+
+
+@pytest.fixture
+def asking(node):
+    """The pod A is behind the interface that the tests' packets come by."""
+    for address in A.values():
+        node.add_pod(address, node.uplink)
+    return node
+
+
+def test_the_gateway_is_told_to_who_asks_by_arp(asking):
+    asked = ARP(hwsrc=POD_MAC, psrc=A[4], pdst="169.254.1.1")
+    out = asking.run("wag_pod_egress", bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / asked))
+    assert out.verdict == REDIRECT
+    answer = Ether(out.packet)
+    assert (answer.dst, answer.src) == (POD_MAC, answer[ARP].hwsrc) and answer.src != POD_MAC
+    assert (answer[ARP].op, answer[ARP].psrc, answer[ARP].pdst, answer[ARP].hwdst) == (2, "169.254.1.1", A[4], POD_MAC)
+
+
+def test_the_gateway_is_told_to_who_asks_by_neighbour_discovery(asking):
+    solicitation = ICMPv6ND_NS(tgt="fe80::1") / ICMPv6NDOptSrcLLAddr(lladdr=POD_MAC)
+    out = asking.run("wag_pod_egress", build(A[6], "ff02::1:ff00:1", solicitation, ttl=255, payload=b""))
+    assert out.verdict == REDIRECT
+    answer = Ether(out.packet)
+    check_sums(answer)
+    assert (answer[IPv6].src, answer[IPv6].dst, answer[IPv6].hlim) == ("fe80::1", A[6], 255)
+    told = answer[ICMPv6ND_NA]
+    assert (told.tgt, told.R, told.S, told.O) == ("fe80::1", 1, 1, 1)
+    assert answer.src == answer[ICMPv6NDOptDstLLAddr].lladdr != POD_MAC
+
+
+def test_others_are_not_told_and_nothing_else_is(asking):
+    stranger = {4: "10.244.1.77", 6: "fd00:10:244:1::77"}
+    asked = [
+        bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=POD_MAC, psrc=source, pdst=target, op=op))
+        for source, target, op in (
+            (stranger[4], "169.254.1.1", 1),
+            (A[4], "169.254.1.2", 1),
+            (A[4], "169.254.1.1", 2),
+            (B[4], "169.254.1.1", 1),  # of another interface
+        )
+    ]
+    for source, target in ((stranger[6], "fe80::1"), (A[6], "fe80::2"), (B[6], "fe80::1")):
+        layer = ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=POD_MAC)
+        asked.append(build(source, "ff02::1:ff00:1", layer, ttl=255, payload=b""))
+    for packet in asked:
+        out = asking.run("wag_pod_egress", packet)
+        assert (out.verdict, out.packet) == (PASS, packet)
 
 
 @pytest.mark.parametrize("target", ["fe80::7", "ff02::fb", "224.0.0.251", "255.255.255.255"])

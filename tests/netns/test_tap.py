@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from agent_node import AgentNode, endpoints, service
 from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from waggle.kernel.netns import call_in_netns
@@ -85,6 +85,19 @@ def machine(node: AgentNode) -> Iterator[Machine]:
         yield made
     finally:
         os.close(made.tap)
+
+
+def test_the_machine_finds_its_gateway(machine: Machine) -> None:
+    """Nobody gave it a neighbour entry, as the pod's kernel got one."""
+    everybody = Ether(src=machine.mac, dst="ff:ff:ff:ff:ff:ff")
+    arp = ARP(hwsrc=machine.mac, psrc=machine.address[4], pdst="169.254.1.1")
+    os.write(machine.tap, bytes(everybody / arp))
+    assert machine.receive(lambda frame: ARP in frame and frame[ARP].op == 2)[ARP].hwsrc == machine.gateway_mac
+    routers = Ether(src=machine.mac, dst="33:33:ff:00:00:01")
+    asked = ICMPv6ND_NS(tgt="fe80::1") / ICMPv6NDOptSrcLLAddr(lladdr=machine.mac)
+    os.write(machine.tap, bytes(routers / IPv6(src=machine.address[6], dst="ff02::1:ff00:1", hlim=255) / asked))
+    answer = machine.receive(lambda frame: ICMPv6ND_NA in frame)
+    assert answer[ICMPv6NDOptDstLLAddr].lladdr == machine.gateway_mac and answer[IPv6].dst == machine.address[6]
 
 
 @pytest.mark.parametrize("version", [4, 6])
