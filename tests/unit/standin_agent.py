@@ -58,6 +58,7 @@ class StandInAgent:
             "addresses": {"ipv4": "192.168.1.10", "ipv6": ""},
             "devices": ["eth0"],
             "podRanges": ["10.244.1.0/24"],
+            "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
             "sources": {"manifests": {"synced": True}},

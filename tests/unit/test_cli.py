@@ -282,6 +282,7 @@ def test_status(waggle, agent: StandInAgent):
         "Addresses": "192.168.1.10",
         "Uplinks": "eth0",
         "Pod ranges": "10.244.1.0/24",
+        "DNS": "169.254.53.53",
         "Services": "1 (5 frontends, 6 backend records)",
         "Pods": "3",
         "Nodes": "4",
@@ -320,7 +321,7 @@ def test_status_with_names_that_want_to_be_more_than_names(waggle, agent: StandI
     agent.facts |= {"node": name, "devices": [name]}
     agent.facts["problems"] = [{"subject": name, "reason": name, "file": name, "line": 1, "since": 0.0}]
     ran = waggle("status")
-    assert (ran.code, ran.out.count("\n")) == (3, 13)
+    assert (ran.code, ran.out.count("\n")) == (3, 14)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("status", "-o", "json").out)["node"] == name
 
