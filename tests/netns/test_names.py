@@ -112,8 +112,8 @@ class PodmanNode(AgentNode):
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
-            mount = Path("/sys/fs/cgroup")
-            for root in {mount, *(path.parent for path in mount.glob("*/cgroup.procs"))}:
+            mounts = Path("/sys/fs/cgroup")  # of all hierarchies, or the only one
+            for root in {mounts, *(path.parent for path in mounts.glob("*/cgroup.procs"))}:
                 stack.callback(_remove_cgroups, root / f"{self.name}-podman")
             stack.callback(super().close)
             if self.holder is not None:

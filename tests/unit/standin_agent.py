@@ -60,6 +60,7 @@ class StandInAgent:
             "tunnels": {"waggle-vxlan4": ["node2", "node3"]},
             "dns": [],
             "podRanges": ["10.244.1.0/24"],
+            "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
             "sources": {"manifests": {"synced": True}},

@@ -283,7 +283,7 @@ def test_status(waggle, agent: StandInAgent):
         "Uplinks": "eth0",
         "Tunnels": "waggle-vxlan4 (2 nodes)",
         "Pod ranges": "10.244.1.0/24",
-        "DNS": "none",
+        "DNS": "169.254.53.53",
         "Services": "1 (5 frontends, 6 backend records)",
         "Pods": "3",
         "Nodes": "4",
