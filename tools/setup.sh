@@ -23,6 +23,8 @@ if [ "$goal" = test ]; then
 	needed+=([/usr/lib/cni/loopback]=containernetworking-plugins [/usr/share/doc/busybox-static]=busybox-static)
 	needed+=([/usr/bin/catatonit]=catatonit [curl]=curl)
 fi
+# a machine that systemd boots, to install on
+if [ "$goal" = test ]; then needed+=([/lib/systemd/systemd]=systemd [curl]=curl [ps]=procps); fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 

@@ -58,7 +58,6 @@ class StandInAgent:
             "addresses": {"ipv4": "192.168.1.10", "ipv6": ""},
             "devices": ["eth0"],
             "tunnels": {"waggle-vxlan4": ["node2", "node3"]},
-            "dns": [],
             "podRanges": ["10.244.1.0/24"],
             "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",

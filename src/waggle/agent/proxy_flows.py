@@ -15,8 +15,6 @@ from waggle.reconcile.sysctls import Sysctls
 
 log = logging.getLogger(__name__)
 
-LIBERAL_CONNTRACK = "net/netfilter/nf_conntrack_tcp_be_liberal"
-
 
 class ProxyFlows:
     """`own` gives the node's addresses, `frontends` the keys of the frontend table, as they are now."""
@@ -47,12 +45,12 @@ class ProxyFlows:
         if not self._datapath.beside_proxy:
             yield lambda: None
             return
-        self._sysctls.set(LIBERAL_CONNTRACK, "1")
+        self._sysctls.set(takeover.LIBERAL_CONNTRACK, "1")
         try:
             self.take_over()
             yield self.take_over
         finally:
-            self._sysctls.restore(LIBERAL_CONNTRACK)
+            self._sysctls.restore(takeover.LIBERAL_CONNTRACK)
 
     def take_over(self) -> int:
         """Flows to Services that another proxy translates go on with waggle. How many were new. Blocking."""

@@ -35,7 +35,7 @@ def takeover(
     rules = KubeProxyRules(state_dir)
     if restore:
         done = rules.restore(dry_run=dry_run)
-        moved = 0 if dry_run else flows.give_back(bpf_root, api_socket)
+        moved = 0 if dry_run else flows.give_back(bpf_root, api_socket, state_dir)
         words = "put back"
     else:
         flows.refuse_running_kube_proxy()

@@ -47,7 +47,7 @@ class Flow:
 
     original: Tuple
     reply: Tuple
-    over: bool = False  # a TCP connection that has ended
+    over: bool = False  # a TCP connection that has ended, or is about to
 
 
 def translated_flows() -> list[Flow]:
@@ -74,7 +74,7 @@ def put(flow: Flow) -> None:
         _tuple(_ORIGINAL, flow.original),
         _tuple(_REPLY, plain),
         wire.attribute(_STATUS, _U32.pack(status)),
-        wire.attribute(_TIMEOUT, _U32.pack(_LASTING.get(flow.original.protocol, 120))),
+        wire.attribute(_TIMEOUT, _U32.pack(120 if flow.over else _LASTING.get(flow.original.protocol, 120))),
     ]
     if (flow.reply.src, flow.reply.sport) != (flow.original.dst, flow.original.dport):
         parts.append(_nat(_NAT_DST, flow.reply.src, flow.reply.sport))

@@ -19,8 +19,11 @@ from waggle.kernel import conntrack, links, syscall
 from waggle.kernel.conntrack import Flow, Tuple
 from waggle.kernel.maps import Map, open_pinned
 from waggle.reconcile.cleanup import exclusive, refuse_living_agent
+from waggle.reconcile.sysctls import Sysctls
 
 NAME = "kube-proxy"
+LIBERAL_CONNTRACK = "net/netfilter/nf_conntrack_tcp_be_liberal"
+LOOSE_CONNTRACK = "net/netfilter/nf_conntrack_tcp_loose"
 
 
 def running_kube_proxies() -> list[int]:
@@ -48,7 +51,7 @@ def refuse_running_kube_proxy() -> None:
         )
 
 
-def give_back(bpf_root: Path, api_socket: Path) -> int:
+def give_back(bpf_root: Path, api_socket: Path, state_dir: Path) -> int:
     """Has conntrack go on with waggle's flows and takes waggle's programs off their hooks. How many flows that were.
 
     Pods keep their interfaces and addresses, and the kernel's routes to them. AlreadyRunning while an agent runs.
@@ -59,19 +62,26 @@ def give_back(bpf_root: Path, api_socket: Path) -> int:
         if nat is None:
             return 0
         given: set[Flow] = set()
-        for programs_at_work in (True, False):  # what began while they were taken off must not be lost either
-            if not programs_at_work:
-                _detach(bpf_root)
-            for flow in flows_of(nat.dump()):
-                if flow not in given:
-                    conntrack.put(flow)
-                    given.add(flow)
+
+        def give() -> None:
+            for flow in set(flows_of(nat.dump())) - given:
+                conntrack.put(flow)
+                given.add(flow)
+
+        # Until conntrack knows a connection, its packets are to be lost and sent again, not to begin anew elsewhere.
+        sysctls = Sysctls(state_dir)
+        strict = [(LOOSE_CONNTRACK, "0"), (LIBERAL_CONNTRACK, "1")]
+        try:
+            for name, value in strict:
+                sysctls.set(name, value)
+            for pin in sorted((bpf_root / "links").iterdir()):
+                give()
+                links.detach(pin)
+            give()
+        finally:
+            for name, _ in strict:
+                sysctls.restore(name)
         return len(given)
-
-
-def _detach(bpf_root: Path) -> None:
-    for pin in sorted((bpf_root / "links").iterdir()):
-        links.detach(pin)
 
 
 def takes(flow: Flow, is_frontend: Callable[[Tuple], bool], node: Collection[str]) -> bool:
@@ -120,12 +130,12 @@ def mark(flows: Iterable[Flow], endpoints: Map) -> None:
 def flows_of(nat: Iterable[tuple[bytes, bytes]]) -> list[Flow]:
     """The flows to Services of a NAT table, as conntrack would see them."""
     found = []
-    skipped = int(abi.NatFlag.TUNNEL | abi.NatFlag.ALONE | abi.NatFlag.CLOSING | abi.NatFlag.RESET)
+    skipped = int(abi.NatFlag.TUNNEL | abi.NatFlag.ALONE | abi.NatFlag.RESET)
     for key, value in nat:
         entry = abi.Nat.unpack(value)
         original, to = _unpacked(abi.Tuple.unpack(key)), _unpacked(entry.to)
         if entry.flags & int(abi.NatFlag.FORWARD) and not entry.flags & skipped and original.dst != to.dst:
-            found.append(Flow(original, _reversed(to)))
+            found.append(Flow(original, _reversed(to), over=bool(entry.flags & int(abi.NatFlag.CLOSING))))
     return found
 
 
