@@ -39,6 +39,8 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
+		if (wag_is_left_to_conntrack(packet))
+			return WAG_PASS;
 		if (wag_comes_from_outside(packet))
 			wag_masquerade_spare(ctx, packet, to);
 		return wag_to_pod(ctx, packet, &packet->tuple, to);

@@ -47,7 +47,9 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD)) {
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
-		return verdict == WAG_NEXT ? wag_to_pod(ctx, packet, &packet->tuple, to) : verdict;
+		if (verdict != WAG_NEXT)
+			return verdict;
+		return wag_is_left_to_conntrack(packet) ? WAG_PASS : wag_to_pod(ctx, packet, &packet->tuple, to);
 	}
 	if (!packet->has_flow)
 		return wag_beyond_services(ctx, packet, to, NULL);
@@ -68,6 +70,8 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		if (verdict != WAG_NEXT)
 			return verdict;
 	}
+	if (wag_beside_proxy && wag_is_established(packet))
+		return WAG_PASS; /* an answer by a way that conntrack knows */
 	return wag_beyond_services(ctx, packet, to, from);
 }
 

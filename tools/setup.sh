@@ -17,6 +17,8 @@ declare -A needed=(
 # what proves that Netfilter had no part in it
 if [ "$goal" != install ]; then needed+=([nft]=nftables); fi
 if [ "$goal" = test ]; then needed+=([conntrack]=conntrack [ping]=iputils-ping [ethtool]=ethtool); fi
+# a machine that systemd boots, to install on
+if [ "$goal" = test ]; then needed+=([/lib/systemd/systemd]=systemd [curl]=curl [ps]=procps); fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 

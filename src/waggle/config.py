@@ -96,11 +96,16 @@ class AgentConfig:
         "XDP on uplinks, for packets that go to other nodes: none, native (in the driver; attaching may reset its "
         "link) or generic (for tests: no faster than tc).",
     )
+    beside_kube_proxy: bool = _setting(
+        False,
+        "Start although kube-proxy runs on this node, to take its place: established flows are taken over, new ones "
+        "are waggle's. `waggle takeover` then removes its rules.",
+    )
     cgroup_root: Path | None = _setting(None, "cgroup2 directory whose sockets are load-balanced. Default: the mount.")
     bpf_root: Path = _setting(Path("/sys/fs/bpf/waggle"), "Directory on bpffs for pinned maps and links.")
     state_dir: Path = _setting(Path("/var/lib/waggle"), "Directory for address reservations, kept over reboots.")
     api_socket: Path = _setting(DEFAULT_SOCKET, "Unix socket of the agent's API; the CNI plugin and CLI use it.")
-    api_group: str = _setting("", "Group that may use the API besides root, and so see everything. Default: none.")
+    api_group: str = _setting("", "Group that may ask the API besides root, and so see everything. Default: none.")
     cni_bin_dir: Path | None = _setting(
         None, "Directory of CNI plugins, usually /opt/cni/bin: the agent puts waggle-cni there. Default: nowhere."
     )

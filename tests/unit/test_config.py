@@ -103,6 +103,8 @@ cgroup-root: /sys/fs/cgroup
 bpf-root: /sys/fs/bpf/other
 state-dir: /srv/waggle
 api-socket: /run/other.sock
+api-group: waggle
+beside-kube-proxy: true
 cni-bin-dir: /opt/cni/bin
 cni-conf-dir: /etc/cni/net.d
 metrics-address: '[::]:9970'

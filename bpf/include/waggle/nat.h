@@ -445,6 +445,9 @@ static __noinline int wag_nat_pass(wag_ctx *ctx, struct wag_packet *packet)
 	} else {
 		if (!packet->begins || packet->later_fragment)
 			return WAG_NEXT;
+		/* what looks direct here may be what conntrack has made of the very same flow */
+		if (wag_beside_proxy && wag_is_routed(packet))
+			return WAG_NEXT;
 		wag_tuple_reverse(&scratch->to, &packet->tuple);
 		nat = bpf_map_lookup_elem(&wag_nat, &scratch->to);
 		if (!nat || (nat->flags & WAG_NAT_FORWARD))

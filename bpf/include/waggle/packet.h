@@ -279,6 +279,15 @@ WAG_INLINE bool wag_is_established(const struct wag_packet *packet)
 	       (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN;
 }
 
+/*
+ * Is a packet that no flow of ours has for the stack, because conntrack may know better? Not until waggle has taken over
+ * what another proxy began. One that begins a TCP connection is ours.
+ */
+WAG_INLINE bool wag_is_left_to_conntrack(const struct wag_packet *packet)
+{
+	return wag_beside_proxy && packet->has_flow && (wag_is_established(packet) || packet->tuple.proto == IPPROTO_UDP);
+}
+
 /* Has the host stack chosen the packet's way already, before this hook? */
 WAG_INLINE bool wag_is_routed(const struct wag_packet *packet)
 {

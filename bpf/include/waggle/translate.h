@@ -149,6 +149,8 @@ static __noinline int wag_service_translate(wag_ctx *ctx, struct wag_packet *pac
 		wag_nat_touch(nat, packet);
 		scratch->to = nat->to;
 		scratch->entry.flags = nat->flags;
+	} else if (wag_beside_proxy && !nat && wag_is_established(packet)) {
+		return WAG_PASS; /* begun before these programs were here: conntrack has it until it is taken over */
 	} else {
 		reason = wag_service_begin(ctx, packet, service, scratch);
 		if (reason)

@@ -1056,6 +1056,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
 
 #: load-time constant → what it means
 CONFIG: dict[str, str] = {
+    "wag_beside_proxy": "1: established flows that the NAT table does not know are another proxy's",
     "wag_event_ns": "shortest time between two events of one flow, in nanoseconds",
     "wag_events": "1: Service translations are aggregated per flow and emitted as events",
     "wag_host_cookie": "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort",
@@ -1075,7 +1076,8 @@ CONFIG: dict[str, str] = {
 #: object → load-time constant → (offset, size) in .rodata
 CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
     "socket": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1091,7 +1093,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "pod": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1107,7 +1110,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "node": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1123,7 +1127,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "xdp": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
@@ -1139,7 +1144,8 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (48, 4),
     },
     "sweep": {
-        "wag_event_ns": (592, 8),
+        "wag_beside_proxy": (592, 1),
+        "wag_event_ns": (600, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),

@@ -20,13 +20,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from waggle.abi._generated import ServiceKey
+from waggle.abi.address import unpack_address
 from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.ports import PortGuard
 from waggle.agent.timing import ChangeTimes
 from waggle.config import AgentConfig
-from waggle.errors import KernelError, NotFound, WaggleError
-from waggle.kernel import probe
+from waggle.errors import AlreadyRunning, KernelError, NotFound, WaggleError
+from waggle.kernel import conntrack, probe
 from waggle.kernel.netlink import IPNetwork, Link, Monitor, Netlink
 from waggle.kernel.netns import call_in_netns, netns_cookie_of_self
 from waggle.metrics import Metrics
@@ -43,6 +45,7 @@ from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
+from waggle.reconcile import takeover
 from waggle.reconcile.cleanup import is_pod_interface
 from waggle.reconcile.datapath import (
     Datapath,
@@ -153,11 +156,20 @@ class Agent:
         probe.mount_bpffs()
         probe.require()
         probe.make_sysctls_writable()
+        self._refuse_kube_proxy()
         self.datapath.lock()
         # not before: it makes the state directory, and only the owner of the node may
         self.cni = CniService(
             state_dir=self.config.state_dir, ranges=self.pod_ranges, mtu=self.mtu, datapath=_NamedPods(self)
         )
+
+    def _refuse_kube_proxy(self) -> None:
+        found = takeover.running_kube_proxies()
+        if found and not self.config.beside_kube_proxy:
+            raise AlreadyRunning(
+                f"kube-proxy runs on this node (process {', '.join(map(str, found))}): both would serve the same "
+                "Services. Stop it, or set beside-kube-proxy to take its place"
+            )
 
     def start_datapath(self) -> None:
         """Puts the programs on the node, around what is pinned. Blocking; `take_node` must have been called."""
@@ -165,6 +177,8 @@ class Agent:
         self.node = node_addresses(self.config.node_ip, self._netlink)
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
         enable_forwarding(self.sysctls)
+        # on a node where no agent was at work, flows to Services are another proxy's
+        self.datapath.beside_proxy = not self.datapath.is_at_work() and bool(conntrack.translated_flows())
         self.datapath.load(self.node)
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
@@ -180,7 +194,9 @@ class Agent:
         self.cni.load()
         present = {link.index for link in self._netlink.links()}
         self.datapath.forget_missing_pods(pod for pod in self.cni.pods() if pod.host_ifindex in present)
-        if self.datapath.serves_from_tables():
+        if self.datapath.beside_proxy:
+            log.info("another proxy's flows are under way: they are taken over once the tables are full")
+        elif self.datapath.serves_from_tables():
             self._attach()
         else:
             log.info("the tables have a new layout: what is at work stays until they are full")
@@ -216,12 +232,52 @@ class Agent:
 
     def _attach(self) -> None:
         with self._node_lock:
-            self.datapath.attach_sockets()
-            self.datapath.attach_devices(self.devices)
-            self._attach_pods()
+            if self.datapath.beside_proxy:
+                self._attach_beside_proxy()
+            else:
+                self.datapath.attach_sockets()
+                self.datapath.attach_devices(self.devices)
+                self._attach_pods()
             self.datapath.take_over_flows()
             self.datapath.forget_missing_netns()
             self.attached = True
+
+    def _attach_beside_proxy(self) -> None:
+        """Between any two steps, flows are taken over that have begun since: their packets reach programs from then on.
+
+        In between, conntrack sees one direction of some connections: it must not take the other for invalid.
+        """
+        self.sysctls.set(takeover.LIBERAL_CONNTRACK, "1")
+        try:
+            self.take_over_connections()
+            self.datapath.attach_sockets()
+            self.take_over_connections()
+            self.datapath.attach_devices(self.devices)
+            self._attach_pods()
+            self.take_over_connections()
+        finally:
+            self.sysctls.restore(takeover.LIBERAL_CONNTRACK)
+
+    def take_over_connections(self) -> int:
+        """Flows to Services that another proxy translates go on with waggle. How many were new. Blocking."""
+        if not self.datapath.beside_proxy:
+            return 0
+        served = {
+            (unpack_address(key.addr), key.port, key.proto) for key in map(ServiceKey.unpack, self.tables.frontends())
+        }
+
+        def is_frontend(asked: conntrack.Tuple) -> bool:
+            everywhere = "::" if ":" in asked.dst else "0.0.0.0"
+            return (asked.dst, asked.dport, asked.protocol) in served or (
+                asked.dst in self.node.every and (everywhere, asked.dport, asked.protocol) in served
+            )
+
+        found = [flow for flow in conntrack.translated_flows() if takeover.takes(flow, is_frontend, self.node.every)]
+        written = takeover.take_over(found, self.datapath.maps["wag_nat"])
+        takeover.mark(found, self.datapath.maps["wag_endpoints"])
+        if written:
+            log.info("took over %d flows that another proxy translated", written)
+        return written
 
     def _attach_pods(self) -> None:
         """Pods may come and go meanwhile: each is attached as it is now, or not at all."""

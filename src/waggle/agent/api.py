@@ -7,7 +7,9 @@ import contextlib
 import grp
 import os
 import socket
+import struct
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class Api:
 
     async def start(self) -> None:
         """Listens; `bind` must have been called."""
-        private = web.Application(client_max_size=16 << 20)
+        private = web.Application(client_max_size=16 << 20, middlewares=[_only_root_changes])
         private.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -68,6 +70,7 @@ class Api:
                 web.get("/events", self._events),
                 web.post("/cni", self._cni),
                 web.post("/doctor", self._doctor),
+                web.post("/takeover", self._takeover),
             ]
         )
         public = web.Application()
@@ -239,6 +242,12 @@ class Api:
             if task is not None:
                 self._streams.discard(task)
 
+    async def _takeover(self, _request: web.Request) -> web.Response:
+        """Takes over established flows of another proxy. 503 before the first sync."""
+        if not self._agent.synced:
+            return web.Response(status=503, text=f"not in sync yet: {'; '.join(map(str, self._agent.problems()))}")
+        return _json({"flows": await asyncio.to_thread(self._agent.take_over_connections)})
+
     async def _doctor(self, request: web.Request) -> web.Response:
         """Checks the maps now, and repairs them unless the query says dry-run=1. 503 before the first sync."""
         doctor = self._agent.doctor
@@ -287,6 +296,18 @@ def rfc3339(seconds: float) -> str:
 
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+@web.middleware
+async def _only_root_changes(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """The group that may use the socket may look: what changes the node is for root."""
+    if request.method != "GET":
+        peer = request.transport.get_extra_info("socket") if request.transport else None
+        if peer is None or struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != 0:
+            return web.Response(status=403, text="only root may do this")
+    return await handler(request)
 
 
 def _bind_unix(path: Path, group: str) -> socket.socket:

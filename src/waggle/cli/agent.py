@@ -42,6 +42,9 @@ def agent(
     forwarding: Annotated[str | None, typer.Option(help=_HELP["forwarding"])] = None,
     xdp: Annotated[str | None, typer.Option(help=_HELP["xdp"])] = None,
     drift_check: Annotated[int | None, typer.Option(help=_HELP["drift_check"])] = None,
+    beside_kube_proxy: Annotated[
+        bool | None, typer.Option("--beside-kube-proxy/--no-beside-kube-proxy", help=_HELP["beside_kube_proxy"])
+    ] = None,
     cgroup_root: Annotated[Path | None, typer.Option(help=_HELP["cgroup_root"], metavar="DIR", readable=False)] = None,
     bpf_root: Annotated[Path | None, typer.Option(help=_HELP["bpf_root"], metavar="DIR", readable=False)] = None,
     state_dir: Annotated[Path | None, typer.Option(help=_HELP["state_dir"], metavar="DIR", readable=False)] = None,
@@ -83,6 +86,7 @@ def agent(
         "forwarding": forwarding,
         "xdp": xdp,
         "drift_check": drift_check,
+        "beside_kube_proxy": beside_kube_proxy,
         "cgroup_root": cgroup_root,
         "bpf_root": bpf_root,
         "state_dir": state_dir,

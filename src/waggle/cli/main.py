@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, doctor, inspect, install, lab
+from waggle.cli import agent, doctor, inspect, install, lab, takeover
 from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
@@ -24,6 +24,7 @@ app.command("agent")(agent.agent)
 app.command("cleanup")(agent.cleanup)
 app.command("install")(install.install)
 app.command("uninstall")(install.uninstall)
+app.command("takeover")(takeover.takeover)
 app.command("status")(inspect.status)
 app.command("doctor")(doctor.doctor)
 app.command("flows")(inspect.flows)

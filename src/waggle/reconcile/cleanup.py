@@ -47,8 +47,8 @@ def clean_node(
             else:
                 remove(kind, pin, lambda pin=pin: action(pin))  # type: ignore[misc]
 
-    with _Exclusive(bpf_root):
-        _refuse_living_agent(api_socket)
+    with exclusive(bpf_root):
+        refuse_living_agent(api_socket)
         for file in cni:
             remove("CNI file", file, file.unlink)
         _remove_health_process(bpf_root, api_socket, remove)
@@ -117,7 +117,7 @@ def _cgroup_of_links(directory: Path) -> Path | None:
     return mount
 
 
-def _refuse_living_agent(api_socket: Path) -> None:
+def refuse_living_agent(api_socket: Path) -> None:
     """The lock only tells of an agent with this bpf root; interfaces and routes may be those of another."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         try:
@@ -152,7 +152,7 @@ def _delete_route(netlink: Netlink, route: object) -> None:
     netlink.run(batch)
 
 
-class _Exclusive:
+class exclusive:
     """The agent's own lock, held while cleaning. No directory means no agent."""
 
     def __init__(self, bpf_root: Path) -> None:

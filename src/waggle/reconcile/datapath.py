@@ -101,6 +101,7 @@ class Datapath:
         self._endpoint_lock = threading.Lock()
         self._node: NodeAddresses | None = None
         self._lab_id = -1
+        self.beside_proxy = False  # flows of another proxy are under way; counts from the next `load` on
         self.nat_size = 0  # entries of the NAT table
         self._nat_tables: list[Map] = []  # those of the programs that were at work before
         self._xdp_refused: dict[str, str] = {}  # why XDP is not on an uplink
@@ -194,6 +195,7 @@ class Datapath:
             "wag_sweep_seconds": SWEEP_SECONDS.to_bytes(4, "little"),
             "wag_masquerade": bytes([self.config.masquerade]),
             "wag_non_masquerade": pack_networks(self.config.non_masquerade),
+            "wag_beside_proxy": bytes([self.beside_proxy]),
             "wag_event_ns": EVENT_INTERVAL_NS.to_bytes(8, "little"),
         }
 
@@ -276,6 +278,10 @@ class Datapath:
             except KernelError as error:
                 log.debug("sockets of %s: %s", path, error)  # it is going away; the others must not wait for it
         return aborted
+
+    def is_at_work(self) -> bool:
+        """Whether programs of an agent are on their hooks."""
+        return any(self.link_dir.glob("*")) if self.link_dir.is_dir() else False
 
     def serves_from_tables(self) -> bool:
         """Whether the programs at work use the frontend table that is pinned; also where none are at work.

@@ -172,6 +172,7 @@ class Machine:
             "wag_snat_max": SNAT_PORTS[-1].to_bytes(2, "little"),
             "wag_masquerade": b"\1",
             "wag_non_masquerade": pack_networks(NON_MASQUERADE),
+            "wag_beside_proxy": bytes(1),
             "wag_event_ns": (10**9).to_bytes(8, "little"),
         }
         for name in ("socket", "pod", "node", "xdp", "sweep", "maglev"):
