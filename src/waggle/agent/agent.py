@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.ports import PortGuard
+from waggle.agent.routes import NodeRoutes
 from waggle.agent.timing import ChangeTimes
 from waggle.config import AgentConfig
 from waggle.errors import KernelError, NotFound, WaggleError
@@ -41,7 +42,6 @@ from waggle.observe.events import EventReader
 from waggle.observe.names import Names
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
-from waggle.plan.routing import Place, RoutePlan, Routing, internal_addresses, plan_routing
 from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
 from waggle.plan.vips import plan_ranges, plan_vips
 from waggle.reconcile.datapath import (
@@ -55,11 +55,10 @@ from waggle.reconcile.forwarding import drop_filters, enable_forwarding, keep_fi
 from waggle.reconcile.health import HealthTable, Overdue
 from waggle.reconcile.health_process import HealthProcess
 from waggle.reconcile.maglev import MaglevTables
-from waggle.reconcile.overlay import OVERHEAD, TunnelSettings, is_tunnel, make_tunnels, sync_routes, tunnels
 from waggle.reconcile.ranges import ALL_NODES, SourceRanges
 from waggle.reconcile.services import Flush, Owner, ServiceTables, named
 from waggle.reconcile.sysctls import Sysctls
-from waggle.reconcile.uplinks import TUNNELS, is_pod_interface, uplinks
+from waggle.reconcile.uplinks import is_pod_interface, uplinks
 from waggle.reconcile.vips import Vips
 from waggle.sources import cni_install
 from waggle.sources.cni import CniService
@@ -76,7 +75,6 @@ SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
 EVENT_POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
-TUNNEL_CHECK_SECONDS = 60.0  # the kernel tells nobody when a forwarding entry goes
 RETRY_SECONDS = 1.0
 
 
@@ -103,7 +101,6 @@ class Agent:
         self.datapath = Datapath(config)
         self.node = NodeAddresses("", "", frozenset())
         self.devices: list[tuple[str, int]] = []
-        self.tunnels: list[tuple[str, int]] = []
         self.sources: dict[str, Source] = {}
         self.attached = False  # the programs that this agent loaded are at work
         self.network_offered = False  # container runtimes have been told
@@ -115,9 +112,6 @@ class Agent:
         self.host_ports: dict[HostPortOwner, PodPorts] = {}
         self.written = Flush()  # since the start
         self.last_error = ""
-        self.routes = RoutePlan((), (), {}, {})
-        self._tunnels_checked = 0.0
-        self.unrouted: Mapping[IPNetwork, str] = {}
         self.last_updated = self.started  # when everything known was in the tables
         self.unmet: dict[ObjectKey, set[str]] = {}  # Services with a policy Local whose endpoints are elsewhere
         self._times = ChangeTimes(self.started)
@@ -134,6 +128,7 @@ class Agent:
         self._ranges_due = True
         self.unenforced: Mapping[str, str] = {}
         self._netlink = Netlink()
+        self.routes = NodeRoutes(config, self._netlink)
         self._node_lock = threading.Lock()  # of what the node has: its addresses, its uplinks, the programs on them
         self.pods_lock = threading.Lock()  # of pods' programs and endpoints: CNI requests against a new load
         self.tables: ServiceTables
@@ -166,7 +161,7 @@ class Agent:
         begin = time.monotonic()
         self.node = node_addresses(self.config.node_ip, self._netlink)
         self.devices = uplinks(self.config.devices, self.node.snat, self._netlink)
-        self.tunnels = tunnels(self._netlink.links())
+        self.routes.tunnels = self.routes.find_tunnels()
         enable_forwarding(self.sysctls)
         keep_filters(self.sysctls)
         self.datapath.load(self.node)
@@ -221,7 +216,7 @@ class Agent:
     def _attach(self) -> None:
         with self._node_lock:
             self.datapath.attach_sockets()
-            self.datapath.attach_devices([*self.devices, *self.tunnels])
+            self.datapath.attach_devices([*self.devices, *self.routes.tunnels])
             self._attach_pods()
             self.datapath.take_over_flows()
             self.datapath.forget_missing_netns()
@@ -529,40 +524,19 @@ class Agent:
             self._dirty.set()
 
     async def _sync_routes(self) -> None:
-        unrouted = await asyncio.to_thread(self._follow_routes, list(self.store.nodes.values()), self.pod_ranges())
+        unrouted = await asyncio.to_thread(self._follow_nodes, list(self.store.nodes.values()), self.pod_ranges())
         for cidr, reason in unrouted.items():
-            if cidr not in self.unrouted:
+            if cidr not in self.routes.unrouted:
                 log.warning("no route to pods %s: %s", cidr, reason)
-        self.unrouted = unrouted
+        self.routes.unrouted = unrouted
 
-    def _follow_routes(self, nodes: list[Node], ranges: list[IPNetwork]) -> dict[IPNetwork, str]:
-        """Tunnels, the programs on them, then what leads there. Which pod ranges cannot be reached, and why.
-        Blocking."""
-        config = self.config
-        settings = TunnelSettings(config.node_name, config.vxlan_vni, config.vxlan_port)
-        with self._node_lock:
-            plan = plan_routing(nodes, self._place(ranges), Routing(config.routing))
-            found = make_tunnels(plan, settings, self._uplink_mtu(), self._netlink)
-            if found != self.tunnels or not self.datapath.runs_on(found):
-                self.tunnels = found
+    def _follow_nodes(self, nodes: list[Node], ranges: list[IPNetwork]) -> dict[IPNetwork, str]:
+        def attach(found: list[tuple[str, int]]) -> None:
+            if found != self.routes.tunnels or not self.datapath.runs_on(found):
                 self.datapath.attach_devices([*self.devices, *found])
-            failed = sync_routes(plan, ranges, self._netlink)
-            self.routes = plan
-            self._tunnels_checked = time.monotonic()
-        return {**plan.problems, **failed}
 
-    def _place(self, ranges: list[IPNetwork]) -> Place:
-        """Where this node stands, as far as its kernel knows."""
-        ours = {link.index for link in self._netlink.links() if is_tunnel(link)}
-        addresses = [address for address in self._netlink.addresses() if address.ifindex not in ours]
-        fallback = {address.version: address for address in map(ipaddress.ip_address, self.node.snat)}
-        return Place(
-            name=self.config.node_name,
-            every=frozenset(address.ip for address in addresses),
-            networks=tuple(address.interface.network for address in addresses if not address.ip.is_loopback),
-            ranges=tuple(ranges),
-            fallback={v: a for v, a in fallback.items() if any(a == address.ip for address in addresses)},
-        )
+        with self._node_lock:
+            return self.routes.sync(nodes, ranges, self.node.snat, self._uplink_mtu(), attach)
 
     async def _abort_stale_sockets(self) -> None:
         """Follows UDP Services that lose backends: connected sockets must not stay with one that serves no more."""
@@ -606,7 +580,7 @@ class Agent:
                 self.datapath.refresh_lab_cgroup()
             except (WaggleError, OSError) as error:  # no descriptors left, for instance: next time
                 log.warning("cannot look for labs: %s", error)
-            if self.tunnels and time.monotonic() - self._tunnels_checked > TUNNEL_CHECK_SECONDS:
+            if self.routes.check_due:
                 self._routes_due = True
                 self._dirty.set()
             try:
@@ -662,7 +636,7 @@ class Agent:
     def _follow_node(self) -> None:
         node = node_addresses(self.config.node_ip, self._netlink)
         devices = uplinks(self.config.devices, node.snat, self._netlink)
-        found = tunnels(self._netlink.links())
+        found = self.routes.find_tunnels()
         if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
             log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
             with self.pods_lock:
@@ -673,14 +647,14 @@ class Agent:
                 self._attach_pods()
         self.datapath.set_node_addresses(node)
         every = [*devices, *found]
-        if self.attached and (every != [*self.devices, *self.tunnels] or not self.datapath.runs_on(every)):
+        if self.attached and (every != [*self.devices, *self.routes.tunnels] or not self.datapath.runs_on(every)):
             log.info("uplinks are now %s", ", ".join(name for name, _ in every) or "none")
             self.datapath.attach_devices(every)
         elif self.attached:
             self.datapath.follow_uplinks(devices)
         if self.attached:
             self.datapath.take_over_flows()
-        self.node, self.devices, self.tunnels = node, devices, found
+        self.node, self.devices, self.routes.tunnels = node, devices, found
 
     # -- facts --------------------------------------------------------------------------------------------------
 
@@ -703,11 +677,7 @@ class Agent:
 
     def mtu(self) -> int:
         """MTU for a new pod: that of the uplinks, less what tunnels add where there are some."""
-        present = {name for name, _ in self.tunnels}
-        versions = {version for version, name in TUNNELS.items() if name in present}
-        if not versions and self.config.routing == Routing.VXLAN:
-            versions = {4 if self.node.ip4 else 6}
-        return self._uplink_mtu() - max((OVERHEAD[version] for version in versions), default=0)
+        return self._uplink_mtu() - self.routes.overhead(ipv4=bool(self.node.ip4))
 
     def _uplink_mtu(self) -> int:
         """The smallest of the uplinks, 1500 without any."""
@@ -741,8 +711,8 @@ class Agent:
         found += [Problem(f"uplink {name}", reason) for name, reason in self.datapath.xdp_problems.items()]
         if self.maglev.problem:
             found.append(Problem("Maglev tables", self.maglev.problem))
-        found += [Problem(f"pod range {cidr}", reason) for cidr, reason in self.unrouted.items()]
-        found += self._tunnel_problems()
+        own = self.store.nodes.get(ObjectKey("", self.config.node_name))
+        found += self.routes.problems(own, self.node.snat, self.pod_ranges())
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
@@ -752,35 +722,10 @@ class Agent:
             found.append(Problem("drift", self.doctor.failed))
         return found
 
-    def _tunnel_problems(self) -> list[Problem]:
-        """Answers to this node's source address come back through a tunnel only where other nodes know it as ours."""
-        node = self.store.nodes.get(ObjectKey("", self.config.node_name))
-        if node is None or not self.routes.peers:
-            return []
-        known = {str(address) for address in internal_addresses(node)}
-        own = [
-            address
-            for address in self.node.snat
-            if not any(ipaddress.ip_address(address) in r for r in self.pod_ranges())
-        ]
-        return [
-            Problem(
-                f"node address {address}",
-                "is not among the InternalIPs of this node's Node object: answers of pods behind tunnels may not come "
-                "back to it. Set node-ip to one that is",
-            )
-            for address in own
-            if known and address not in known
-        ]
-
     def _network_problems(self, conf_dir: Path) -> list[Problem]:
         if not self.network_offered:
             return [Problem("CNI", "no pod range (podCIDR) is known for this node yet: runtimes have no network")]
         return cni_install.problems(conf_dir)
-
-    def _behind(self, tunnel: str) -> list[str]:
-        """The nodes that a tunnel interface leads to."""
-        return [peer.name for peer in self.routes.peers if TUNNELS[peer.at.version] == tunnel]
 
     @property
     def problem_count(self) -> int:
@@ -794,7 +739,7 @@ class Agent:
             "synced": self.synced,
             "addresses": {"ipv4": self.node.ip4, "ipv6": self.node.ip6},
             "devices": [name for name, _ in self.devices],
-            "tunnels": {name: self._behind(name) for name, _ in self.tunnels},
+            "tunnels": self.routes.behind(),
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
             "bpfRoot": str(self.config.bpf_root),

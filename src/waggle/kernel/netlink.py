@@ -10,6 +10,7 @@ are serialised.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -238,11 +239,15 @@ class Netlink:
         return [entry for entry in found if entry.ifindex == ifindex]
 
     def rules(self, *, protocol: int | None = None) -> list[Rule]:
-        """Routing rules of both families and, where given, of one protocol."""
+        """Routing rules of both families and, where given, of one protocol; none of a family that is off."""
         found: list[Rule] = []
         for family in (wire.AF_INET, wire.AF_INET6):
             header = wire.RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            found += self._dump(wire.RTM_GETRULE, header, wire.RTM_NEWRULE, wire.decode_rule)
+            try:
+                found += self._dump(wire.RTM_GETRULE, header, wire.RTM_NEWRULE, wire.decode_rule)
+            except KernelError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                    raise
         return [rule for rule in found if protocol is None or rule.protocol == protocol]
 
     def default_route_devices(self) -> list[str]:
