@@ -309,7 +309,7 @@ def test_garbage_where_the_pins_should_be_is_repaired(node: AgentNode) -> None:
         pin = links / f"cgroup-wag_{hook}"
         pin.unlink()
         make(pin)
-    assert not node.hooks().get("CGROUP_INET4_CONNECT")  # what connects is served per packet
+    node.until(lambda: not node.hooks().get("CGROUP_INET4_CONNECT"))
     agent = node.start()
     assert works(node)
     assert frontends(node) == {VIP, NO_BACKEND_VIP}
