@@ -84,6 +84,7 @@ SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
 EVENT_POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
+SETTLE_POD_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 
 
@@ -284,6 +285,7 @@ class Agent:
             tasks.create_task(self._offer_network(), name="CNI")
             if self.podman is not None:
                 tasks.create_task(self.podman.run(), name="podman")
+            tasks.create_task(self._settle_pods(), name="pods")
             tasks.create_task(self._poll_events(), name="events")
             tasks.create_task(self._watch_interfaces(), name="interfaces")
             tasks.create_task(self._housekeeping(), name="housekeeping")
@@ -616,6 +618,11 @@ class Agent:
         while True:
             await asyncio.sleep(EVENT_POLL_SECONDS)
             self.events.poll()
+
+    async def _settle_pods(self) -> None:
+        while True:
+            await asyncio.sleep(SETTLE_POD_SECONDS)
+            await asyncio.to_thread(self.pods.settle)
 
     async def _housekeeping(self) -> None:
         while True:

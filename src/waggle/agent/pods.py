@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from waggle.errors import KernelError, WaggleError
@@ -13,6 +14,8 @@ from waggle.observe.names import Names
 from waggle.reconcile.datapath import Datapath, pod_title
 
 log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 1.0  # runtimes make pods one after the other: none is to wait for what can be done later
 
 
 class PodPrograms:
@@ -31,25 +34,41 @@ class PodPrograms:
         self._pods = pods
         self._changed = changed
         self.lock = threading.Lock()  # CNI requests against a new load of the programs
+        self._hurried: dict[str, float] = {}  # host interface → when it was attached quickly
 
     def attach(self, pod: PodInterface) -> None:
-        """A pod was made. KernelError."""
+        """A pod was made, and its runtime waits. KernelError."""
         with self.lock:
-            self._datapath.attach(pod)
+            self._datapath.attach(pod, quickly=True)
+            self._hurried[pod.host_ifname] = time.monotonic()
         self._name(pod)
         self._changed()
 
     def detach(self, pod: PodInterface) -> None:
         """A pod goes. KernelError."""
         with self.lock:
+            self._hurried.pop(pod.host_ifname, None)
             self._datapath.detach(pod)
         self._names.stale = True
         self._changed()
 
+    def settle(self) -> None:
+        """Attaches what was attached quickly as all others are, while no runtime has asked for anything in a while.
+        Blocking. What fails stays as it is, at work, until programs are loaded anew."""
+        while waiting := dict(self._hurried):
+            if time.monotonic() - max(waiting.values()) < QUIET_SECONDS:
+                return
+            self._attach([next(iter(waiting))])
+
     def attach_all(self) -> None:
+        """Programs that were loaded anew, on every pod. Blocking."""
+        self._attach([pod.host_ifname for pod in self._pods()])
+
+    def _attach(self, names: Iterable[str]) -> None:
         """Pods may come and go meanwhile: each is attached as it is now, or not at all."""
-        for name in [pod.host_ifname for pod in self._pods()]:
+        for name in names:
             with self.lock:
+                self._hurried.pop(name, None)
                 pod = next((pod for pod in self._pods() if pod.host_ifname == name), None)
                 if pod is None:
                     continue

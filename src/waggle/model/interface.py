@@ -40,7 +40,7 @@ class PodInterface:
 
     MACs are text ("02:…"); `netns` is the path the runtime gave; `host_ifindex` is 0 where the host side is gone;
     `namespace` and `name` are those of the Kubernetes pod, "" where the runtime did not tell. `host_ports` are those
-    that the runtime asked for.
+    that the runtime asked for; `chained`: another plugin made the interface.
     """
 
     container_id: str
@@ -55,6 +55,7 @@ class PodInterface:
     name: str = ""
     host_ports: tuple[HostPort, ...] = ()
     bandwidth: Bandwidth = NO_LIMITS
+    chained: bool = False
 
 
 class PodDatapath(Protocol):

@@ -28,7 +28,7 @@ from waggle.kernel.cgroup import cgroup2_mount, cgroup_id
 from waggle.kernel.iterators import Iterator
 from waggle.kernel.links import AttachType
 from waggle.kernel.maps import Map, map_of_program, open_pinned, program_at_work
-from waggle.kernel.netlink import Netlink
+from waggle.kernel.netlink import Batch, Netlink
 from waggle.kernel.netns import netns_cookie_of_self
 from waggle.kernel.objects import BpfObject, load_pinned
 from waggle.kernel.probe import on_bpffs
@@ -416,13 +416,27 @@ class Datapath:
 
     # -- pods ---------------------------------------------------------------------------------------------------
 
-    def attach(self, pod: PodInterface) -> None:
-        """Programs on the pod's host-side interface, then its addresses in the endpoint table. Idempotent."""
+    def attach(self, pod: PodInterface, *, quickly: bool = False) -> None:
+        """Programs on the pod's host-side interface, then its addresses in the endpoint table. Idempotent.
+
+        Attaching to tcx waits for a grace period of RCU each time, 10 to 30 ms, and nobody changes an interface of the
+        machine meanwhile. `quickly`: by a clsact queue, until this is called again without. Not where the interface
+        is another plugin's, whose queues are its own.
+        """
         drop_filter(pod.host_ifname)
-        for direction, (program, hook) in POD_HOOKS.items():
-            pin = self.link_dir / f"pod-{pod.host_ifname}-{direction}"
-            links.attach(self._programs[program].number, pod.host_ifindex, hook, pin)
+        ours = not pod.chained
         with Netlink() as host:
+            batch = Batch()
+            if quickly and ours:
+                egress, ingress = ((name, self._programs[name].number) for name, _ in POD_HOOKS.values())
+                batch.run_programs(pod.host_ifindex, ingress=egress, egress=ingress)
+            else:
+                for direction, (program, hook) in POD_HOOKS.items():
+                    pin = self.link_dir / f"pod-{pod.host_ifname}-{direction}"
+                    links.attach(self._programs[program].number, pod.host_ifindex, hook, pin)
+                if ours:
+                    batch.stop_programs(pod.host_ifindex)
+            host.run(batch)
             self.set_pod(pod, host.link_by_index(pod.host_ifindex).peer_netnsid)
 
     def set_pod(self, pod: PodInterface, netns: int | None) -> None:

@@ -25,4 +25,5 @@ def pod_interface(record: Attachment, index: int) -> PodInterface:
         name=record.name,
         host_ports=record.host_ports,
         bandwidth=record.bandwidth,
+        chained=bool(record.chained_to),
     )
