@@ -38,7 +38,8 @@ mount -t tmpfs t run
 mount --rbind /dev dev
 mkdir -p etc/systemd/system
 for unit in dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount systemd-logind.service dbus.service \\
-        tmp.mount systemd-tmpfiles-setup.service dbus.socket getty.target systemd-udevd.service systemd-udev-trigger.service console-getty.service; do
+        tmp.mount systemd-tmpfiles-setup.service dbus.socket getty.target \\
+        systemd-udevd.service systemd-udev-trigger.service console-getty.service; do
     ln -sf /dev/null etc/systemd/system/$unit
 done
 # the tree under test may be below /tmp, which systemd would cover or empty
