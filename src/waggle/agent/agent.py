@@ -635,11 +635,6 @@ class Agent:
                 self._routes_due = True
                 self._dirty.set()
             try:
-                if self.network.proxy_is_past:
-                    await asyncio.to_thread(self.network.forget_proxy)
-            except (WaggleError, OSError) as error:
-                log.warning("cannot load programs that leave nothing to conntrack: %s", error)
-            try:
                 await asyncio.to_thread(self.network.keep_filters)
             except (WaggleError, OSError) as error:
                 log.warning("cannot keep reverse path filters off pods' interfaces: %s", error)

@@ -24,7 +24,6 @@ from waggle.sources.problem import Problem
 
 log = logging.getLogger(__name__)
 
-PROXY_SECONDS = 60.0  # after the start
 TUNNEL_CHECK_SECONDS = 60.0  # the kernel tells nobody when a forwarding entry goes
 
 
@@ -44,7 +43,6 @@ class NodeNetwork:
         self.node = NodeAddresses("", "", frozenset())
         self.devices: list[tuple[str, int]] = []
         self.attached = False  # the programs that this agent loaded are at work
-        self._attached_at = 0.0
         self._tunnels: list[tuple[str, int]] = []
         self._tunnels_checked = 0.0
         self._routes = RoutePlan((), (), {}, {})
@@ -75,38 +73,9 @@ class NodeNetwork:
             self._datapath.take_over_flows()
             self._datapath.forget_missing_netns()
             self.attached = True
-            self._attached_at = time.monotonic()
 
     def _attach_devices(self) -> None:
         self._datapath.attach_devices([*self.devices, *self._tunnels])
-
-    @property
-    def proxy_is_past(self) -> bool:
-        """Whether what another proxy had begun has had its time to be taken over."""
-        since = time.monotonic() - self._attached_at
-        return self.attached and self._datapath.beside_proxy and since > PROXY_SECONDS
-
-    def forget_proxy(self) -> None:
-        """Programs that know of no other proxy: nothing of a flow is left to conntrack any more."""
-        with self._lock:
-            self._proxy.take_over()
-            self._datapath.beside_proxy = False
-            try:
-                self._load(self.node)
-            except Exception:
-                self._datapath.beside_proxy = True  # as the programs at work are: once more, later
-                raise
-            self._attach_devices()
-            self._datapath.take_over_flows()
-        log.info("every flow to Services is waggle's: nothing is left to conntrack any more")
-
-    def _load(self, node: NodeAddresses) -> None:
-        """Loads the programs again. Those on devices are still to be replaced."""
-        with self._pods.lock:
-            self._datapath.load(node)
-        if self.attached:
-            self._datapath.attach_sockets()
-            self._pods.attach_all()
 
     def follow(self) -> None:
         """Interfaces or addresses have changed."""
@@ -115,8 +84,12 @@ class NodeNetwork:
             were = [*self.devices, *self._tunnels]
             if (node.ip4, node.ip6) != (self.node.ip4, self.node.ip6):
                 log.info("node addresses are now %s: loading the programs again", (node.ip4, node.ip6))
-                self._load(node)
-                were = []
+                with self._pods.lock:
+                    self._datapath.load(node)
+                if self.attached:
+                    self._datapath.attach_sockets()
+                    were = []
+                    self._pods.attach_all()
             self._datapath.set_node_addresses(node)
             every = [*devices, *found]
             if self.attached and (every != were or not self._datapath.runs_on(every)):
