@@ -18,8 +18,10 @@ from waggle.errors import AlreadyRunning, KernelError
 from waggle.kernel import conntrack, links, syscall
 from waggle.kernel.conntrack import Flow, Tuple
 from waggle.kernel.maps import Map, open_pinned
+from waggle.kernel.netlink import Batch, Netlink
 from waggle.reconcile.cleanup import exclusive, refuse_living_agent
 from waggle.reconcile.sysctls import Sysctls
+from waggle.reconcile.uplinks import is_pod_interface
 
 NAME = "kube-proxy"
 LIBERAL_CONNTRACK = "net/netfilter/nf_conntrack_tcp_be_liberal"
@@ -78,10 +80,22 @@ def give_back(bpf_root: Path, api_socket: Path, state_dir: Path) -> int:
                 give()
                 links.detach(pin)
             give()
+            _stop_programs_of_new_pods()
+            give()
         finally:
             for name, _ in strict:
                 sysctls.restore(name)
         return len(given)
+
+
+def _stop_programs_of_new_pods() -> None:
+    """Those that had no links yet (docs/decisions/0011)."""
+    with Netlink() as netlink:
+        batch = Batch()
+        for link in netlink.links():
+            if link.kind == "veth" and is_pod_interface(link.name):
+                batch.stop_programs(link.index)
+        netlink.run(batch)
 
 
 def takes(flow: Flow, is_frontend: Callable[[Tuple], bool], node: Collection[str]) -> bool:
