@@ -109,12 +109,12 @@ def test_containerd_killed_in_the_middle_of_add(node: RuntimeNode, containerd) -
     """Its CNI requests are finished all the same, and it knows the pods again when it comes back."""
     before = node.kept()
     kept = containerd.run_pod("kept")
+    node.until(lambda: len(node.kept()["pins"]) == len(before["pins"]) + 2)  # it has settled
     known = node.kept()
     begun = start_pod(containerd, "lost")
     node.until(lambda: len(node.records()) > 1, 20)
     containerd.kill()
     begun.join(20)
-    node.until(lambda: len(node.kept()["pins"]) == 4, 20)
     containerd.start()
     for pod in containerd.pods():
         if pod != kept:

@@ -77,7 +77,7 @@ class PodPrograms:
                 except KernelError as error:
                     log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
                     continue
-            self._name(pod)
+                self._name(pod)  # with the lock: after `detach` its name must not come back
 
     def _name(self, pod: PodInterface) -> None:
         """Learns which pod a network namespace is, for events of its sockets."""
