@@ -36,11 +36,11 @@ def packets_are_served(node: AgentNode, pod: str) -> bool:
     return node.connect(VIP, 80, cgroup=False, netns=Path("/run/netns") / pod) == "server"
 
 
-def queues(node: AgentNode) -> str:
-    """The clsact queues of the node's interfaces, as tc shows them."""
-    command = node.inside(["tc", "qdisc", "show"], cgroup=False)
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in shown.splitlines() if "clsact" in line)
+def filters(node: AgentNode) -> str:
+    """What runs by clsact queues of the node's pods, as tc shows it."""
+    script = 'for i in /sys/class/net/wag*; do for s in ingress egress; do tc filter show dev "${i##*/}" $s; done; done'
+    command = node.inside(["ip", "netns", "exec", node.netns.name, "sh", "-c", script], cgroup=False)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def pins(node: AgentNode) -> list[Path]:
@@ -51,8 +51,8 @@ def test_a_pod_is_served_at_once_and_settles(node: AgentNode) -> None:
     agent = node.start()
     pod, _ = node.add_pod("a")
     assert packets_are_served(node, pod)
-    assert queues(node) or len(pins(node)) > 2
-    node.until(lambda: len(pins(node)) == 4 and not queues(node))
+    assert filters(node) or len(pins(node)) > 2
+    node.until(lambda: len(pins(node)) == 4 and not filters(node))
     assert packets_are_served(node, pod)
     node.stop(agent)
     assert packets_are_served(node, pod)
@@ -65,7 +65,7 @@ def test_an_agent_that_is_killed_before_a_pod_settles(node: AgentNode) -> None:
     assert packets_are_served(node, pod)
     node.start()
     assert packets_are_served(node, pod)
-    node.until(lambda: len(pins(node)) == 4 and not queues(node))
+    node.until(lambda: len(pins(node)) == 4 and not filters(node))
     assert packets_are_served(node, pod)
 
 
@@ -75,5 +75,5 @@ def test_pods_that_leave_before_they_settle_leave_nothing(node: AgentNode) -> No
         names = [node.add_pod(f"p{number}-{part}")[0] for part in range(4)]
         for name in names:
             assert node.cni("DEL", name).returncode == 0
-    assert len(pins(node)) == 2 and not queues(node)
+    assert len(pins(node)) == 2 and not filters(node)
     assert " WARNING " not in node.log.read_text()

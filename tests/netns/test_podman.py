@@ -130,7 +130,7 @@ def test_podman_killed_in_the_middle_of_add(node: RuntimeNode, podman: Podman) -
         node.stop(begun)
     finally:
         node.agent.send_signal(signal.SIGCONT)
-    node.until(lambda: len(node.kept()["pins"]) == 2)
+    node.until(lambda: len(node.kept()["pins"]) == 2, 20)
     podman("rm", "-f", "lost")
     node.collect_garbage()
     node.until(lambda: {**node.kept(), "namespaces": 0} == {**before, "namespaces": 0})

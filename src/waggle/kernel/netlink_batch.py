@@ -237,25 +237,21 @@ class Batch:
         head = wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 0xFFFF0000, wire.TC_H_CLSACT, 0)
         body = head + wire.text(wire.TCA_KIND, "clsact")
         self._add(wire.RTM_NEWQDISC, _CREATE, body, f"add a clsact queue to interface {ifindex}", _EXISTS)
-        for minor, (name, program) in ((wire.TC_H_MIN_INGRESS, ingress), (wire.TC_H_MIN_EGRESS, egress)):
-            parent = wire.TC_H_CLSACT & 0xFFFF0000 | minor
-            info = 1 << 16 | socket.htons(wire.ETH_P_ALL)  # priority, protocol
-            body = wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 1, parent, info)
-            body += wire.text(wire.TCA_KIND, "bpf")
-            body += wire.nested(
+        for head, (name, program) in zip(_filter_heads(ifindex), (ingress, egress), strict=True):
+            options = wire.nested(
                 wire.TCA_OPTIONS,
                 wire.u32(wire.TCA_BPF_FD, program),
                 wire.text(wire.TCA_BPF_NAME, name),
                 wire.u32(wire.TCA_BPF_FLAGS, wire.TCA_BPF_FLAG_ACT_DIRECT),
             )
-            self._add(wire.RTM_NEWTFILTER, _REPLACE, body, f"run {name} on interface {ifindex}")
+            self._add(wire.RTM_NEWTFILTER, _REPLACE, head + options, f"run {name} on interface {ifindex}")
 
     def stop_programs(self, ifindex: int) -> None:
-        """Takes away what `run_programs` has put there; nothing where there is nothing."""
-        body = wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 0xFFFF0000, wire.TC_H_CLSACT, 0)
-        # EINVAL: no such queue
-        tolerated = MISSING | {errno.EINVAL}
-        self._add(wire.RTM_DELQDISC, 0, body, f"remove the clsact queue of interface {ifindex}", tolerated)
+        """Takes away what `run_programs` has put there; nothing where there is nothing. The queue stays, empty: without
+        it, the kernel would stop the interface for a moment, and drop what is sent by it."""
+        tolerated = MISSING | {errno.EINVAL}  # EINVAL: no such queue
+        for head in _filter_heads(ifindex):
+            self._add(wire.RTM_DELTFILTER, 0, head, f"stop programs on interface {ifindex}", tolerated)
 
     def limit_rate(self, ifindex: int, *, rate: int, burst: int, queue: int) -> None:
         """A token bucket as the interface's root queue, in place of what is there: `rate` in bytes per second, `burst`
@@ -272,6 +268,14 @@ class Batch:
             wire.u32(wire.TCA_TBF_BURST, min(burst, 0xFFFFFFFF)),
         )
         self._add(wire.RTM_NEWQDISC, _REPLACE, body, f"limit interface {ifindex} to {rate} bytes per second")
+
+
+def _filter_heads(ifindex: int) -> list[bytes]:
+    """What identifies the one program on each side, ingress first, of an interface's clsact queue."""
+    info = 1 << 16 | socket.htons(wire.ETH_P_ALL)  # priority, protocol
+    parents = [wire.TC_H_CLSACT & 0xFFFF0000 | minor for minor in (wire.TC_H_MIN_INGRESS, wire.TC_H_MIN_EGRESS)]
+    kind = wire.text(wire.TCA_KIND, "bpf")
+    return [wire.TCMSG.pack(wire.AF_UNSPEC, 0, 0, ifindex, 1, parent, info) + kind for parent in parents]
 
 
 def _rule_body(src: IPNetwork, table: int, priority: int) -> bytes:
