@@ -18,7 +18,7 @@ fi
 echo "==> tests of the programs, with packets as data"
 .venv/bin/python -m pytest -q -n 2 tests/bpf "$@" || status=1
 # most of them wait; those that measure time, or fill the machine, come one at a time afterwards
-alone=(tests/netns/test_{agent,bench_smoke,change,restart}.py)
+alone=(tests/netns/test_{agent,bandwidth,bench_smoke,change,podman,restart,takeover}.py)
 echo "==> tests with namespaces, agents and the lab"
 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=15 tests/netns "${alone[@]/#/--ignore=}" "$@" || status=1
 .venv/bin/python -m pytest -q --durations=10 "${alone[@]}" "$@" || status=1
