@@ -40,7 +40,8 @@ class PodPrograms:
         """A pod was made, and its runtime waits. KernelError."""
         with self.lock:
             self._datapath.attach(pod, quickly=True)
-            self._hurried[pod.host_ifname] = time.monotonic()
+            if not pod.chained:  # those are never attached quickly
+                self._hurried[pod.host_ifname] = time.monotonic()
         self._name(pod)
         self._changed()
 
@@ -58,26 +59,29 @@ class PodPrograms:
         while waiting := dict(self._hurried):
             if time.monotonic() - max(waiting.values()) < QUIET_SECONDS:
                 return
-            self._attach([next(iter(waiting))])
+            with self.lock:
+                self._attach(next(iter(waiting)))
 
     def attach_all(self) -> None:
         """Programs that were loaded anew, on every pod. Blocking."""
-        self._attach([pod.host_ifname for pod in self._pods()])
-
-    def _attach(self, names: Iterable[str]) -> None:
-        """Pods may come and go meanwhile: each is attached as it is now, or not at all."""
-        for name in names:
+        for name in [pod.host_ifname for pod in self._pods()]:
             with self.lock:
-                self._hurried.pop(name, None)
-                pod = next((pod for pod in self._pods() if pod.host_ifname == name), None)
-                if pod is None:
-                    continue
-                try:
-                    self._datapath.attach(pod)
-                except KernelError as error:
-                    log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
-                    continue
-                self._name(pod)  # with the lock: after `detach` its name must not come back
+                pod = self._attach(name)
+                if pod is not None:
+                    self._name(pod)  # with the lock: after `detach` its name must not come back
+
+    def _attach(self, name: str) -> PodInterface | None:
+        """With the lock held. Pods may come and go meanwhile: this one as it is now, or not at all (None)."""
+        self._hurried.pop(name, None)
+        pod = next((pod for pod in self._pods() if pod.host_ifname == name), None)
+        if pod is None:
+            return None
+        try:
+            self._datapath.attach(pod)
+        except KernelError as error:
+            log.warning("pod %s/%s (%s): %s", pod.namespace, pod.name, pod.host_ifname, error)
+            return None
+        return pod
 
     def _name(self, pod: PodInterface) -> None:
         """Learns which pod a network namespace is, for events of its sockets."""
