@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from waggle.kernel.cgroup import cgroup2_mount
 from waggle.kernel.links import query_programs
@@ -75,6 +75,17 @@ class AgentNode:
     @property
     def socket(self) -> Path:
         return self.directory / "run" / "agent.sock"
+
+    def __enter__(self) -> Self:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self) -> None:
         for namespace in (self.netns, self.peer):

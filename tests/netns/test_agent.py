@@ -32,27 +32,17 @@ VIP = "10.96.0.10"
 NO_BACKEND_VIP = "10.96.0.11"
 
 
-@contextlib.contextmanager
-def a_node(directory: Path, **more: Any) -> Iterator[AgentNode]:
-    made = AgentNode(directory, **more)
-    try:
-        made.open()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[AgentNode]:
     """A node on which nothing of waggle ever ran."""
-    with a_node(tmp_path) as made:
+    with AgentNode(tmp_path) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
     """A node whose agent runs, with one Service that answers and one without endpoints. Tests leave it so."""
-    with a_node(tmp_path_factory.mktemp("busy")) as made:
+    with AgentNode(tmp_path_factory.mktemp("busy")) as made:
         serve_one(made)
         made.start(metrics_address="127.0.0.1:9970")
         yield made

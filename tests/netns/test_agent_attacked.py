@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from agent_node import NODE4, NODE6, PEER4, PEER6, AgentNode, endpoints, service
-from test_agent import a_node
 
 from waggle.abi._generated import BACKEND_SIZE, Endpoint, EndpointFlag
 from waggle.abi._generated import Service as ServiceValue
@@ -37,7 +36,7 @@ Tables = dict[bytes, set[tuple[int, bytes]]]
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[AgentNode]:
-    with a_node(tmp_path) as made:
+    with AgentNode(tmp_path) as made:
         yield made
 
 
@@ -382,7 +381,7 @@ def test_address_moves_while_pods_come_and_go(node: AgentNode) -> None:
 
 
 def test_node_with_ipv6_alone(tmp_path: Path) -> None:
-    with a_node(tmp_path, families=(6,)) as node:
+    with AgentNode(tmp_path, families=(6,)) as node:
         node.start(pod_cidr="fd00:10:244:1::/64")
         assert node.get("/status")["addresses"] == {"ipv4": "", "ipv6": NODE6}
         pod, address = node.add_pod("p")

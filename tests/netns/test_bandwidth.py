@@ -49,13 +49,9 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as co
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
-    found = AgentNode(tmp_path_factory.mktemp("bandwidth"))
-    try:
-        found.open()
+    with AgentNode(tmp_path_factory.mktemp("bandwidth")) as found:
         found.agent = found.start()
         yield found
-    finally:
-        found.close()
 
 
 def add(node: AgentNode, suffix: str, **bandwidth: int) -> tuple[Path, str, str]:

@@ -89,13 +89,9 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
-    found = AgentNode(tmp_path_factory.mktemp("chain"))
-    try:
-        found.open()
+    with AgentNode(tmp_path_factory.mktemp("chain")) as found:
         found.agent = found.start(pod_cidr=RANGES)
         yield found
-    finally:
-        found.close()
 
 
 @pytest.fixture(params=["bridge", "ptp"])

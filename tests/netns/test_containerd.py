@@ -19,13 +19,9 @@ VIP4, VIP6 = "10.96.7.1", "fd00:10:96::71"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeNode]:
-    found = RuntimeNode(tmp_path_factory.mktemp("containerd"))
-    try:
-        found.open()
+    with RuntimeNode(tmp_path_factory.mktemp("containerd")) as found:
         found.agent = found.start()
         yield found
-    finally:
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 from agent_node import NODE4, NODE6, PEER4, AgentNode, endpoints, service
 from lab_machine import Lab, echo_pod, unique_name
 from lab_machine import service as lab_service
-from test_agent import a_node, cleanup
+from test_agent import cleanup
 
 from waggle.kernel.maps import Map
 from waggle.kernel.netns import call_in_netns
@@ -39,7 +39,7 @@ PODS = ("10.244.1.11", "10.244.1.12", "10.244.1.13")
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[AgentNode]:
-    with a_node(tmp_path) as made:
+    with AgentNode(tmp_path) as made:
         yield made
 
 
@@ -467,7 +467,7 @@ def test_garbage(polite: AgentNode, text: bytes, status: bytes) -> None:
 @pytest.fixture(scope="module")
 def polite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
     """A node whose health port answers one endpoint, without an agent."""
-    with a_node(tmp_path_factory.mktemp("polite")) as made:
+    with AgentNode(tmp_path_factory.mktemp("polite")) as made:
         publish(made)
         agent = made.start()
         made.until(lambda: answers(made) == (200, 1))
@@ -537,7 +537,7 @@ def test_has_no_rights(polite: AgentNode) -> None:
 
 
 def test_two_nodes_on_one_machine_do_not_meet(tmp_path: Path) -> None:
-    with a_node(tmp_path / "a") as one, a_node(tmp_path / "b") as two:
+    with AgentNode(tmp_path / "a") as one, AgentNode(tmp_path / "b") as two:
         publish(one, 1)
         publish(two, 2)
         one_agent = one.start()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from agent_node import AgentNode, endpoints, service
-from test_agent import a_node
 
 pytestmark = [
     pytest.mark.root,
@@ -21,7 +20,7 @@ VIP = "10.96.0.10"
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[AgentNode]:
-    with a_node(tmp_path) as made:
+    with AgentNode(tmp_path) as made:
         agent = made.start()
         server, address = made.add_pod("server")
         made.serve(Path("/run/netns") / server, "server")

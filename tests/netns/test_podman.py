@@ -18,13 +18,9 @@ VIP4 = "10.96.7.1"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeNode]:
-    found = RuntimeNode(tmp_path_factory.mktemp("podman"))
-    try:
-        found.open()
+    with RuntimeNode(tmp_path_factory.mktemp("podman")) as found:
         found.agent = found.start()
         yield found
-    finally:
-        found.close()
 
 
 @pytest.fixture(scope="module")
