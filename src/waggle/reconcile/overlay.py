@@ -107,8 +107,7 @@ def make_tunnels(plan: RoutePlan, settings: TunnelSettings, mtu: int, netlink: N
                 log.info("the tunnel interface %s sends from %s now", name, local)
             if link.mtu != size:
                 batch.set_link(link.index, mtu=size)
-        if len(batch):
-            netlink.run(batch)
+        netlink.run(batch)
     return tunnels(netlink.links())
 
 
@@ -238,14 +237,12 @@ class _Kernel:
             first = self._tunnels[min(self._tunnels)].index
             for ip in wanted:
                 batch.add_address(first, ipaddress.ip_interface(ip), nodad=True, exist_ok=True)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
     def apply(self, ways: Iterable[_Way]) -> None:
         batch = Batch()
         self._add_routes(batch, ways)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
     def apply_peer(self, peer: Peer, ifindex: int, ways: Iterable[_Way]) -> None:
         """All of one node: neighbours and forwarding first, so that no packet is asked about."""
@@ -257,8 +254,7 @@ class _Kernel:
             if known.get(ip) != peer.mac:
                 batch.add_neighbour(ifindex, ip, peer.mac)
         self._add_routes(batch, ways)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
     def _add_routes(self, batch: Batch, ways: Iterable[_Way]) -> None:
         for way in ways:
@@ -284,8 +280,7 @@ class _Kernel:
             if key not in wanted:
                 for route in there:
                     _delete_route(batch, route)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
     def remove_entries(self, peers: Iterable[Peer]) -> None:
         """Neighbours and forwarding entries of nodes that are gone, or elsewhere."""
@@ -300,8 +295,7 @@ class _Kernel:
             for mac, dst in self._fdb[link.index]:
                 if mac not in macs:
                     batch.delete_fdb(link.index, mac, dst, missing_ok=True)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
     def sync_rules(self, ranges: Iterable[IPNetwork]) -> None:
         """Packets from these ranges ask our table."""
@@ -314,8 +308,7 @@ class _Kernel:
         for src in wanted:
             if src not in present or (present[src].table, present[src].priority) != (TABLE, PRIORITY):
                 batch.add_rule(src, table=TABLE, priority=PRIORITY)
-        if len(batch):
-            self._netlink.run(batch)
+        self._netlink.run(batch)
 
 
 def _delete_route(batch: Batch, route: Route) -> None:
