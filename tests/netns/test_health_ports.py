@@ -664,6 +664,7 @@ def test_metrics_of_changes(node: AgentNode) -> None:
     assert seen['waggle_sync_duration_seconds_count{kind="partial"}'] >= 1
     assert seen["waggle_last_queued_timestamp_seconds"] <= seen["waggle_last_sync_timestamp_seconds"]
 
+    time.sleep(1)  # causes are given in whole seconds: this one must not seem to be from before the agent
     piece = endpoints("late", PODS[0])
     cause = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
     piece["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": cause}
