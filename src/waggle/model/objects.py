@@ -10,9 +10,10 @@ because Kubernetes gives None a meaning of its own (semantics.md section 1: nil 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
+
+from waggle.model.meta import ObjectKey, ObjectMeta, Struct
+from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -22,30 +23,6 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 TRIGGER_TIME_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 #: A node that the cluster autoscaler is about to remove.
 TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
-
-
-class ObjectKey(NamedTuple):
-    """(namespace, name): what identifies an object of one kind. Namespace is "" for cluster-scoped kinds."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
-
-
-class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
-    """Base of all objects here."""
-
-
-class ObjectMeta(Struct, frozen=True):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    deletion_timestamp: str | None = None
 
 
 class ServicePort(Struct, frozen=True):
@@ -262,7 +239,7 @@ class ServiceCIDR(Struct, frozen=True):
         return ObjectKey("", self.metadata.name)
 
 
-Object = Service | EndpointSlice | Pod | Node | ServiceCIDR
+Object = Service | EndpointSlice | Pod | Node | ServiceCIDR | Namespace | NetworkPolicy | ClusterNetworkPolicy
 
 #: kind → (apiVersion, type, namespaced). The kinds waggle reads; others in a manifest are passed over with a note.
 KINDS: dict[str, tuple[str, type[Object], bool]] = {
@@ -271,6 +248,9 @@ KINDS: dict[str, tuple[str, type[Object], bool]] = {
     "Pod": ("v1", Pod, True),
     "Node": ("v1", Node, False),
     "ServiceCIDR": ("networking.k8s.io/v1", ServiceCIDR, False),
+    "Namespace": ("v1", Namespace, False),
+    "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy, True),
+    "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2", ClusterNetworkPolicy, False),
 }
 
 
