@@ -35,6 +35,7 @@ enum wag_reason {
 	WAG_REASON_TOO_BIG = 13, /* translated, it does not fit the way to the backend; the sender is told */
 	WAG_REASON_EXPIRED = 14, /* translated, and its time to live is over; the sender is told */
 	WAG_REASON_NO_ROUTE = 15, /* no route to the backend's node */
+	WAG_REASON_POLICY = 16,   /* policies do not allow it; the event names the rule */
 	WAG_REASON_MAX = 32,
 };
 
