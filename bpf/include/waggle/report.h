@@ -87,7 +87,7 @@ WAG_INLINE enum wag_verdict wag_deny(struct wag_packet *packet, __u64 policy, __
 	return wag_drop(packet, WAG_REASON_POLICY);
 }
 
-/* A packet passes that audited policies would drop. `to`: its final destination, where it is translated. */
+/* A packet passes that audited policies would drop. */
 WAG_INLINE void wag_report_audit(wag_ctx *ctx, const struct wag_packet *packet, __u64 policy, __u32 rule,
 				 enum wag_direction direction)
 {
