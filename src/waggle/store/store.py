@@ -4,7 +4,7 @@ Sources call `upsert`, `delete` and `replace`; the agent calls `take_changes` an
 now. One object may be known from several origins (a file and the API): the first origin that named it owns it, the
 others are remembered and take over when the owner lets go, so that deleting a file never deletes what the API says.
 
-Pods that the API names are peers of policies and nothing else: an apiserver says in EndpointSlices what serves a Service.
+Pods of the API are peers of policies and nothing else: what serves a Service, an apiserver says in EndpointSlices.
 
 Everything runs in one thread (the agent's event loop).
 """
