@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from standin_apiserver import StandInApi, until
+from standin_apiserver import NETWORK_POLICIES, StandInApi, network_policy, until
 
 from waggle.config import _coerce, load_config
 from waggle.kernel.capabilities import NEEDED
-from waggle.sources.kubernetes import KubernetesSource
+from waggle.sources.kubernetes import RESOURCES, KubernetesSource
 from waggle.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,11 +135,12 @@ async def test_rights_are_exactly_those_that_the_source_uses(tmp_path: Path) -> 
                 }
             )
         )
+        api.put(NETWORK_POLICIES, network_policy("deny"))  # without any, pods are not asked for
         source = KubernetesSource(Store(), kubeconfig)
         task = asyncio.create_task(source.run())
         try:
             await until(
-                lambda: len({path for path, query in api.requests if "watch" in query}) == len(source.informers)
+                lambda: {path for path, query in api.requests if "watch" in query} >= {r.path for r in RESOURCES}
             )
         finally:
             task.cancel()

@@ -92,6 +92,8 @@ class Source(Protocol):
     """Where objects come from."""
 
     synced: asyncio.Event
+    #: Set while the store holds all policies of the source and all that they are about.
+    policies_synced: asyncio.Event
 
     async def run(self) -> None:
         """Keeps the store current until cancelled."""
@@ -358,6 +360,14 @@ class Agent:
         """Every source has given its first full view."""
         return all(source.synced.is_set() for source in self.sources.values())
 
+    @property
+    def policies_synced(self) -> bool:
+        """Whether all policies are known, and all pods, namespaces and nodes that they are about. Where it is not so,
+        what is in force stays, and nothing is opened: a policy would not find those it allows, or not be there itself.
+        It may be so no longer, from the moment the first policy comes until the cluster's pods are known."""
+        known = all(source.policies_synced.is_set() for source in self.sources.values())
+        return known and self.all_synced and self.attached_pods.published
+
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
@@ -399,10 +409,10 @@ class Agent:
         self._pending.update(key for key in changes.services if self._in_full_view(key))
         self._routes_due |= bool(changes.nodes)
         self._ranges_due |= bool(changes.nodes or changes.service_cidrs)
-        self._pods_due |= bool(changes.pods)
+        self._pods_due |= self.config.node_name in changes.pod_nodes
         if changes.nodes:
             self.ranges.claim(ALL_NODES, plan_nodes(self.store.nodes.values()))
-        self.service_names.stale |= bool(changes.services or changes.pods)
+        self.service_names.stale |= bool(changes.services)
         full = self._follow_context(bool(changes.nodes))
         self._follow_host_ports()
         self.names.stale = True
@@ -486,7 +496,8 @@ class Agent:
         if not self._pods_due:
             return
         self._pods_due = False
-        now = node_host_ports(self.config.node_name, self.store.pods.values(), self.cni.pods())
+        name = self.config.node_name
+        now = node_host_ports(name, self.store.pods_on(name), self.cni.pods())
         self._pending |= changed(self.host_ports, now)
         self.host_ports = now
 
@@ -730,6 +741,8 @@ class Agent:
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
+            elif not source.policies_synced.is_set():
+                found.append(Problem(f"source {name}", "does not know all policies, or all pods they are about, yet"))
         if self.last_error:
             found.append(Problem("kernel", self.last_error))
         if self.doctor.failed:
@@ -758,10 +771,14 @@ class Agent:
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
             "bpfRoot": str(self.config.bpf_root),
-            "sources": {name: {"synced": source.synced.is_set()} for name, source in self.sources.items()},
+            "sources": {
+                name: {"synced": source.synced.is_set(), "policiesSynced": source.policies_synced.is_set()}
+                for name, source in self.sources.items()
+            },
             "counts": {
                 "services": len(self.store.services),
                 "endpointSlices": len(self.store.slices),
+                "policies": len(self.store.policies) + len(self.store.cluster_policies),
                 "pods": len(self.cni.pods()),
                 "nodes": len(self.store.nodes),
                 "frontends": self.tables.frontend_count,

@@ -69,6 +69,7 @@ class ManifestSource:
         resync: float = 60.0,
     ) -> None:
         self.synced = asyncio.Event()
+        self.policies_synced = self.synced  # files hold everything at once
         self._directory = directory.absolute()
         self._grace = grace
         self._resync = resync
