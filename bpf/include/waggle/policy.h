@@ -171,7 +171,8 @@ WAG_INLINE __u32 wag_policy_place(__u8 proto, __be16 port)
 	}
 }
 
-static __noinline __u64 wag_class_of(const struct wag_addr *addr)
+/* `self`: the address is this node's; it may have a class of its own all the same, where policies tell nodes apart. */
+static __noinline __u64 wag_class_of(const struct wag_addr *addr, int self)
 {
 	struct wag_class_range_key key = { .prefix = 128 };
 	__u64 *found;
@@ -181,20 +182,31 @@ static __noinline __u64 wag_class_of(const struct wag_addr *addr)
 	found = bpf_map_lookup_elem(&wag_classes, addr);
 	if (found)
 		return *found;
+	if (self)
+		return WAG_CLASS_SELF;
 	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 	found = bpf_map_lookup_elem(&wag_class_ranges, &key);
 	return found ? *found : WAG_CLASS_UNKNOWN;
 }
 
 /*
- * The class of a peer. The node's own addresses count where they cannot be made up: in what its stack sends, and in what pods
- * send to it.
+ * The class of a peer, which has the entry `endpoint`. The node's own addresses count where they cannot be made up: in what its
+ * stack sends, and in what pods send to it.
  */
-WAG_INLINE __u64 wag_class_seen(const struct wag_packet *packet, const struct wag_addr *addr)
+WAG_INLINE __u64 wag_class_seen(const struct wag_packet *packet, const struct wag_addr *addr,
+				const struct wag_endpoint *endpoint)
 {
-	__u64 class = wag_endpoint_is(wag_endpoint_find(addr), WAG_ENDPOINT_NODE) ? WAG_CLASS_SELF : wag_class_of(addr);
+	bool self = wag_endpoint_is(endpoint, WAG_ENDPOINT_NODE);
 
-	return class == WAG_CLASS_SELF && packet->hook == WAG_HOOK_NODE_INGRESS ? WAG_CLASS_UNKNOWN : class;
+	return self && packet->hook == WAG_HOOK_NODE_INGRESS ? WAG_CLASS_UNKNOWN : wag_class_of(addr, self);
+}
+
+/* Where nobody knows yet what a pod may do: to and from this node it always may. */
+WAG_INLINE int wag_policy_pends(const struct wag_packet *packet, const struct wag_endpoint *peer)
+{
+	return wag_endpoint_is(peer, WAG_ENDPOINT_NODE) && packet->hook != WAG_HOOK_NODE_INGRESS ?
+		       WAG_REASON_NONE :
+		       WAG_REASON_POLICY_PENDING;
 }
 
 #define WAG_POLICY_HALVINGS 17 /* as many as the array could need */
@@ -253,7 +265,6 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
-	__u64 class;
 	int verdict;
 
 	if (!packet || !flow)
@@ -262,22 +273,17 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 	from = wag_endpoint_find(&flow->src);
 	to = wag_endpoint_find(&flow->dst);
 	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
-		class = wag_class_seen(packet, &flow->dst);
-		if (from->egress_policy == WAG_POLICY_PENDING) {
-			if (class != WAG_CLASS_SELF)
-				return WAG_REASON_POLICY_PENDING;
-		} else {
-			verdict = wag_policy_ask(packet, from->egress_policy, class, place);
-			if (!(verdict & WAG_POLICY_ALLOW))
-				return WAG_REASON_POLICY_EGRESS;
-			packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
-		}
+		if (from->egress_policy == WAG_POLICY_PENDING)
+			return wag_policy_pends(packet, to);
+		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
+			return WAG_REASON_POLICY_EGRESS;
+		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
-		class = wag_class_seen(packet, &flow->src);
 		if (to->ingress_policy == WAG_POLICY_PENDING)
-			return class == WAG_CLASS_SELF ? WAG_REASON_NONE : WAG_REASON_POLICY_PENDING;
-		verdict = wag_policy_ask(packet, to->ingress_policy, class, place);
+			return wag_policy_pends(packet, from);
+		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
 		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_INGRESS;
 		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);

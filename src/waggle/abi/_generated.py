@@ -1135,16 +1135,17 @@ class Conn(NamedTuple):
         return cls.of(*_CONN.unpack(raw))
 
 
-POLICY_WORK_SIZE = 136
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
+POLICY_WORK_SIZE = 176
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 136 bytes."""
+    """struct wag_policy_work: 176 bytes."""
 
     flow: Tuple
     back: Tuple
     key: Tuple
+    inner: Tuple
     conn: Conn
 
     def values(self) -> tuple[Any, ...]:
@@ -1152,11 +1153,14 @@ class PolicyWork(NamedTuple):
             *self.flow.values(),
             *self.back.values(),
             *self.key.values(),
+            *self.inner.values(),
             *self.conn.values(),
         )
 
     def pack(self) -> bytes:
-        return _POLICY_WORK.pack(*self.flow.values(), *self.back.values(), *self.key.values(), *self.conn.values())
+        return _POLICY_WORK.pack(
+            *self.flow.values(), *self.back.values(), *self.key.values(), *self.inner.values(), *self.conn.values()
+        )
 
     @classmethod
     def of(cls, *v: Any) -> PolicyWork:
@@ -1164,7 +1168,8 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[0], v[1], v[2], v[3], v[4]),
             Tuple.of(v[5], v[6], v[7], v[8], v[9]),
             Tuple.of(v[10], v[11], v[12], v[13], v[14]),
-            Conn.of(v[15], v[16], v[17]),
+            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
+            Conn.of(v[20], v[21], v[22]),
         )
 
     @classmethod

@@ -26,6 +26,7 @@ from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.network import NodeNetwork
 from waggle.agent.pods import PodPrograms
+from waggle.agent.policies import Policies
 from waggle.agent.ports import PortGuard
 from waggle.agent.proxy_flows import ProxyFlows
 from waggle.agent.timing import ChangeTimes
@@ -159,6 +160,16 @@ class Agent:
         )
         self.pods = PodPrograms(self.datapath, self.names, lambda: self.cni.pods(), self.pods_changed)
         self.network = NodeNetwork(config, self.datapath, sysctls, self.pods, self.proxy)
+        self.policies = Policies(
+            self.store,
+            self.datapath,
+            lambda: self.policies_synced,
+            lambda: self.cni.pods(),
+            lambda: self.network.node.every | set(config.dns_addresses),
+            retry=self._dirty.set,
+            node=config.node_name,
+            keep=config.policy_established == "keep",
+        )
 
     # -- start and end ------------------------------------------------------------------------------------------
 
@@ -198,6 +209,7 @@ class Agent:
         self.network.look()
         self.proxy.look()
         self.datapath.load(self.network.node)
+        self.policies.start()
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
         found = self.tables.adopt()
@@ -404,6 +416,8 @@ class Agent:
         for kind, number in changes.counts.items():
             self.metrics.changes.labels(kind).inc(number)
         self._unwritten += changes.counts
+        self.policies.take(changes)
+        await self.policies.follow()
         self._times.take(changes.triggers, initial=not self.synced)
         # the others are planned when their source has given its view
         self._pending.update(key for key in changes.services if self._in_full_view(key))
@@ -728,6 +742,7 @@ class Agent:
         found += [Problem(named(key), text) for key, texts in self.remarks.items() for text in texts]
         for owner, ports in self.host_ports.items():
             found += [Problem(named(owner), reason) for reason in faults(ports, self.context.addresses)]
+        found += self.policies.problems()
         found += self.ports.problems()
         if self.ranges.problem:
             found.append(Problem("source ranges", self.ranges.problem))

@@ -226,7 +226,8 @@ class Machine:
     def add_pod(
         self, address: str, ifindex: int, *, netns: int = NetnsId.UNKNOWN, ingress: int = 0, egress: int = 0
     ) -> None:
-        """A local pod; `netns`: id of the namespace that its sockets are in; `ingress`, `egress`: its sets of policies."""
+        """A local pod; `netns`: id of the namespace that its sockets are in; `ingress`, `egress`: its sets of
+        policies."""
         self.make_interface(ifindex)
         value = Endpoint(ifindex, int(EndpointFlag.POD), _mac(POD_MAC), _mac(HOST_MAC), 0, netns, ingress, egress)
         self.maps["wag_endpoints"].update(pack_address(address), value.pack())
@@ -235,7 +236,10 @@ class Machine:
         """What packets of a pod come in by."""
         if ifindex in self._interfaces:
             return
-        for line in (f"link add pod{ifindex} index {ifindex} type veth peer name in{ifindex}", f"link set pod{ifindex} up"):
+        for line in (
+            f"link add pod{ifindex} index {ifindex} type veth peer name in{ifindex}",
+            f"link set pod{ifindex} up",
+        ):
             subprocess.run(["ip", "-n", self.netns, *line.split()], check=True)
         self._interfaces.add(ifindex)
 
@@ -359,8 +363,8 @@ class Machine:
     # -- packets ------------------------------------------------------------------------------------------------
 
     def run(self, program: str, packet: bytes, *, repeat: int = 1, mark: int = 0) -> TestRun:
-        """Runs a packet (Ethernet header first) through a program, as if it came in by the uplink; `wag_pod_egress`: as the
-        pod sends it that has the source address, where there is one."""
+        """Runs a packet (Ethernet header first) through a program, as if it came in by the uplink; `wag_pod_egress`: as
+        the pod sends it that has the source address, where there is one."""
         return self.inside(lambda: self.run_here(program, packet, repeat=repeat, mark=mark))
 
     def run_by(self, ifindex: int, program: str, packet: bytes) -> TestRun:
