@@ -111,6 +111,8 @@ class Datapath:
         self._cookies: dict[str, int] = {}  # of pods' network namespaces, by host interface
         # what wag_endpoints and wag_netns should hold, nat_used apart: (whose it is, value) by key
         self._endpoints: dict[bytes, tuple[str, EndpointValue]] = {}
+        #: sets of policies (ingress, egress) of a pod's packed address; whoever changes them uses `assign_policies`
+        self.policies_of: Callable[[bytes], tuple[int, int]] = lambda _: (0, 0)
         self._netns: dict[bytes, tuple[str, Netns]] = {}
 
     # -- ownership ----------------------------------------------------------------------------------------------
@@ -448,6 +450,8 @@ class Datapath:
             bytes.fromhex(pod.host_mac.replace(":", "")),
             0,
             int(NetnsId.UNKNOWN) if netns is None else netns,
+            0,
+            0,
         )
         with self._endpoint_lock:
             for address in pod.addresses:
@@ -522,7 +526,7 @@ class Datapath:
                 flags = int(EndpointFlag.NODE)
                 if serves_nodeports(address, self.config.nodeport_addresses, (node.ip4, node.ip6)):
                     flags |= EndpointFlag.NODEPORT
-                value = EndpointValue(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE)
+                value = EndpointValue(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE, 0, 0)
                 self._write_endpoint(pack_address(address), "node", value)
         self.set_netns(netns_cookie_of_self(), [address for address in (node.ip4, node.ip6) if address])
         self._node = node
@@ -539,8 +543,12 @@ class Datapath:
         )
 
     def _write_endpoint(self, key: bytes, owner: str, value: EndpointValue) -> None:
-        """Writes an endpoint unless it is there; keeps nat_used, which only programs write."""
+        """Writes an endpoint unless it is there; keeps nat_used, which only programs write. A pod has the policies that
+        `policies_of` says from its first packet on."""
         self._endpoints[key] = owner, value
+        if value.flags & EndpointFlag.POD:
+            ingress, egress = self.policies_of(key)
+            value = value._replace(ingress_policy=ingress, egress_policy=egress)
         endpoints = self.maps["wag_endpoints"]
         raw = endpoints.lookup(key)
         if raw is not None:
@@ -561,7 +569,7 @@ class Datapath:
         known = {pack_address(str(address)) for pod in pods for address in pod.addresses}
         with self._endpoint_lock:
             endpoints, netns = self.maps["wag_endpoints"], self.maps["wag_netns"]
-            found = {key: EndpointValue.unpack(raw)._replace(nat_used=0) for key, raw in endpoints.dump()}
+            found = {key: _place(EndpointValue.unpack(raw)) for key, raw in endpoints.dump()}
             drifts = [
                 Drift("wag_endpoints", *wrong) for wrong in _compare(found, self._endpoints, known, unpack_address)
             ]
@@ -585,6 +593,11 @@ class Datapath:
     def map_memory(self) -> dict[str, int]:
         """Bytes of kernel memory by map."""
         return {name: item.memory_bytes() for name, item in self.maps.items()}
+
+
+def _place(value: EndpointValue) -> EndpointValue:
+    """What of an endpoint is this class's to say."""
+    return value._replace(nat_used=0, ingress_policy=0, egress_policy=0)
 
 
 def _compare(
