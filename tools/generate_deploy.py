@@ -1,7 +1,7 @@
 """Writes deploy/kubernetes and the Helm chart deploy/helm/waggle from one description of the objects.
 
 The CRD of ClusterNetworkPolicy comes from the structs that waggle reads, and is in a file of its own: it may be there
-already. Rights come from what the source really watches, privileges from what the agent keeps, values from the settings.
+already. Rights come from what the source really watches, privileges from what the agent keeps, values from settings.
 Templates take values in two ways only, which the tests can follow without Helm: `{{ … | toJson }}` for one value, and a
 line `{{- if .Values.… }}` up to `{{- end }}`. `--check` writes nothing and exits with 1 when a file is stale.
 """
@@ -230,7 +230,8 @@ def _key(key: str) -> str:
 def plain_text(rendered: list[Any]) -> str:
     head = f"""{MARK}
 #
-# waggle on every node: kubectl apply -f of this directory. The Helm chart in deploy/helm/waggle makes the same, with values.
+# waggle on every node: kubectl apply -f waggle.yaml -f clusternetworkpolicies.yaml. The chart in deploy/helm/waggle
+# makes the same, with values.
 # Where no kube-proxy runs, give the agent the address of the API server, in `env` below:
 #   - {{name: KUBERNETES_SERVICE_HOST, value: 192.0.2.10}}
 #   - {{name: KUBERNETES_SERVICE_PORT, value: "6443"}}

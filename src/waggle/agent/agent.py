@@ -113,6 +113,7 @@ class Agent:
         self.store = Store()
         self.datapath = Datapath(config)
         self.sources: dict[str, Source] = {}
+        self.manifests: ManifestSource | None = None
         self.network_offered = False  # container runtimes have been told
         self.synced = False  # everything that the sources know is in the tables, and nothing else
         self.context = PlanContext(NodeFacts(config.node_name))
@@ -272,9 +273,8 @@ class Agent:
         self.store.on_change = self._noticed
         self._loop = asyncio.get_running_loop()
         if self.config.manifests is not None:
-            self.sources["manifests"] = ManifestSource(
-                self.store, self.config.manifests, addresses=self._cluster_addresses()
-            )
+            self.manifests = ManifestSource(self.store, self.config.manifests, addresses=self._cluster_addresses())
+            self.sources["manifests"] = self.manifests
         if self.config.kubeconfig is not None:
             self.sources["kubernetes"] = KubernetesSource(
                 self.store, self.config.kubeconfig, self.config.kubernetes_netns
@@ -379,6 +379,12 @@ class Agent:
         It may be so no longer, from the moment the first policy comes until the cluster's pods are known."""
         known = all(source.policies_synced.is_set() for source in self.sources.values())
         return known and self.all_synced and self.attached_pods.published
+
+    def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
+        """Where an object comes from: "file:" and a path, or what else the store calls it, and the line in a file."""
+        origin = self.store.owner(kind, key) or ""
+        line = self.manifests.line_of(kind, key) if self.manifests is not None else None
+        return origin, line
 
     # -- the loop -----------------------------------------------------------------------------------------------
 

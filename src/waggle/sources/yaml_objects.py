@@ -8,7 +8,6 @@ Used by the manifest source and by `waggle lab apply -f`. Invariants:
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -221,9 +220,8 @@ class _Reader:
     def _refuse_unknown(self, value: dict[str, Any], kind: str, path: Path) -> None:
         whole = {key: part for key, part in value.items() if key not in ("apiVersion", "kind", "metadata", "status")}
         for where, known in unknown_fields(whole, KINDS[kind][1]):
-            near = difflib.get_close_matches(str(where[-1]), known, 1)
-            hint = f"; {near[0]} is meant?" if near else f"; there is {', '.join(k for k in known if k != 'metadata')}"
-            raise _Refused(f"{_dotted(where)}: there is no such field{hint}", (*path, *where))
+            fields = ", ".join(field for field in known if field != "metadata")
+            raise _Refused(f"{_dotted(where)}: there is no such field; there is {fields}", (*path, *where))
 
     def _keep(self, obj: Object, path: Path) -> None:
         obj = completed(obj)
