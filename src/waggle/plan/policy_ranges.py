@@ -131,7 +131,8 @@ class BlockRanges:
 
     def _inside(self, outer: Prefix) -> Iterator[Prefix]:
         if outer.length == BITS[outer.version]:
-            yield outer
+            if outer in self.entries:
+                yield outer
             return
         for prefix in self.entries:
             further = prefix.length - outer.length
