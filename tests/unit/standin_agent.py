@@ -20,6 +20,7 @@ from waggle.kernel.maps import HASH
 from waggle.metrics import Metrics
 from waggle.model.choice import NodeFacts
 from waggle.model.interface import PodInterface
+from waggle.model.objects import ObjectKey
 from waggle.observe.flow_filter import FlowFilter
 from waggle.observe.names import Names
 from waggle.plan.services import PlanContext
@@ -33,7 +34,7 @@ class StandInAgent:
     """What waggle.agent.api asks of an agent. Everything may be changed between two requests."""
 
     def __init__(self, api_socket: Path) -> None:
-        self.config = AgentConfig(api_socket=api_socket, metrics_address="")
+        self.config = AgentConfig(api_socket=api_socket, metrics_address="", node_name="node1")
         self.metrics = Metrics()
         self.store = Store()
         self.context = PlanContext(NodeFacts("node1"))
@@ -49,6 +50,7 @@ class StandInAgent:
         self.flows = self
         self.told: list[dict[str, Any]] = []  # what everybody is told who asks for events
         self.asked: tuple[FlowFilter, dict[str, Any]] = FlowFilter(), {}  # what was asked last
+        self.lines: dict[ObjectKey, int] = {}
         self.listening = threading.Event()
         self.doctor = StandInDoctor()
         self.last_error = ""
@@ -72,6 +74,9 @@ class StandInAgent:
 
     def status(self) -> dict[str, Any]:
         return self.facts
+
+    def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
+        return self.store.owner(kind, key) or "", self.lines.get(key)
 
     async def show(self, wanted: FlowFilter, **how: Any) -> AsyncGenerator[dict[str, Any], None]:
         self.asked = wanted, how

@@ -26,6 +26,7 @@ from waggle.errors import ConfigError, NotReady
 from waggle.model.objects import ObjectKey
 from waggle.observe.flow_filter import parse_filter
 from waggle.observe.names import frontend_text
+from waggle.observe.policies import policy_rows
 from waggle.plan.services import view_service
 
 
@@ -67,6 +68,7 @@ class Api:
                 web.get("/status", self._status),
                 web.get("/services", self._services),
                 web.get("/endpoints", self._endpoints),
+                web.get("/policies", self._policies),
                 web.get("/events", self._events),
                 web.get("/events/{id}", self._event),
                 web.post("/cni", self._cni),
@@ -208,6 +210,16 @@ class Api:
                 for pod in sorted(self._agent.cni.pods(), key=lambda p: (p.namespace, p.name, p.container_id))
             ]
         )
+
+    async def _policies(self, _request: web.Request) -> web.Response:
+        agent = self._agent
+        rows = []
+        found = policy_rows(agent.store, agent.config.node_name, lambda kind, one: agent.place_of(kind, one.key))
+        for number, row in enumerate(found):
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+            rows.append(row)
+        return _json(rows)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Events as JSON lines. The query holds the questions of waggle.observe.flow_filter, each as often as it has

@@ -99,7 +99,9 @@ class Names:
             if self._pods.get(address) == key:  # else it is another pod's by now
                 del self._pods[address]
         pod = self._store.pods.get(key)
-        if pod is not None and pod.status.pod_ips and not pod.spec.host_network:
+        if pod is None or pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
+            return  # its address is the node's, or may be another pod's by now
+        if pod.status.pod_ips:
             self._addresses_of_pod[key] = addresses = tuple(entry.ip for entry in pod.status.pod_ips)
             self._pods.update(dict.fromkeys(addresses, key))
 

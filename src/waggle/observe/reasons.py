@@ -21,7 +21,10 @@ REASONS = {
     Reason.TOO_BIG: "translated, it does not fit the way to the backend; the sender was told",
     Reason.NO_ROUTE: "no route to the backend's node",
     Reason.EXPIRED: "translated, and its time to live is over; the sender was told",
-    Reason.POLICY: "policies do not allow it",
+    Reason.POLICY_INGRESS: "policies of the pod that it is for do not let it in",
+    Reason.POLICY_EGRESS: "policies of the pod that sends it do not let it out",
+    Reason.POLICY_PENDING: "which policies the pod has is not known yet",
+    Reason.SPOOFED: "a pod sends it with an address that is not its own",
 }
 #: those that the sender is told of at once
 REJECTING = frozenset((Reason.NO_BACKEND, Reason.NO_PORT, Reason.TOO_BIG, Reason.EXPIRED, Reason.NO_ROUTE))

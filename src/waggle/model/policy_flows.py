@@ -1,0 +1,91 @@
+"""What flows add to policies: a node that remembers every flow it let through.
+
+A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
+nothing passes also where the reverse direction is allowed now: the node may have forgotten the flow, or a policy may
+have come after it. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
+
+`PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from waggle.model.packets import End
+from waggle.model.policy import WITH_PORTS, Decision, PolicyWorld, decide
+
+#: Protocols whose packets say whether they begin something.
+_CONNECTIONS = frozenset(("TCP", "SCTP"))
+
+
+class PolicyPacket(NamedTuple):
+    """A packet as policies see it: original source, final destination. Both ports of an echo are its id; packets
+    without ports have 0. `begins`: false in the middle of a connection (TCP: any but the client's SYN; SCTP: any but an
+    INIT)."""
+
+    protocol: str
+    source: End
+    destination: End
+    begins: bool = True
+
+    def reversed(self) -> PolicyPacket:
+        """As the packets of the other direction are; they begin nothing."""
+        return PolicyPacket(self.protocol, self.destination, self.source, False)
+
+    @property
+    def flow(self) -> tuple[str, frozenset[End]]:
+        """The same for both directions."""
+        return self.protocol, frozenset((self.source, self.destination))
+
+
+@dataclass(slots=True)
+class PolicyFlows:
+    """The flows that a node let through. `keep`: established flows outlive the policies that allowed them
+    (policy-established: keep); otherwise the verdict of each is that of now (cut)."""
+
+    keep: bool = False
+    _opened: dict[object, PolicyPacket] = field(default_factory=dict)  # flow → the packet that opened it
+
+    def allows(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
+        """Whether a packet must pass, `world` being as it is now."""
+        opener = self._opened.get(packet.flow)
+        if opener is not None and (self.keep or _allowed(world, opener)):
+            return True
+        if _allowed(world, packet):
+            return True
+        resumes = packet.protocol in _CONNECTIONS and not packet.begins
+        return resumes and _allowed(world, packet.reversed())
+
+    def allows_error(
+        self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
+    ) -> bool:
+        """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP."""
+        if self.allows(world, inner) or _allowed(world, inner.reversed()):
+            return True
+        return decide(world, source, destination, protocol).allowed
+
+    def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
+        """Says whether a packet must pass, and remembers its flow if so."""
+        passes = self.allows(world, packet)
+        opener = self._opened.get(packet.flow)
+        stays = passes and opener is not None and (self.keep or _allowed(world, opener))
+        if not passes:
+            self._opened.pop(packet.flow, None)
+        elif not stays:
+            self._opened[packet.flow] = packet if _allowed(world, packet) else packet.reversed()
+        return passes
+
+    def forget(self, packet: PolicyPacket) -> None:
+        """The flow of a packet is evicted, or over."""
+        self._opened.pop(packet.flow, None)
+
+
+def verdict(world: PolicyWorld, packet: PolicyPacket) -> Decision:
+    """What policies say of a packet, were it the first of its flow."""
+    port = packet.destination.port if packet.protocol in WITH_PORTS else None
+    return decide(world, packet.source.address, packet.destination.address, packet.protocol, port)
+
+
+def _allowed(world: PolicyWorld, packet: PolicyPacket) -> bool:
+    return verdict(world, packet).allowed
