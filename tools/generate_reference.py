@@ -24,6 +24,7 @@ from waggle.cli.main import app
 from waggle.config import AgentConfig
 from waggle.metrics import Metrics
 from waggle.observe.events import REASONS
+from waggle.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs/reference"
@@ -162,7 +163,7 @@ def metrics() -> str:
         health=SimpleNamespace(ports=0),
         changes_pending=Counter(),
         unmet={},
-        store=SimpleNamespace(services={}),
+        store=Store(),
         cni=SimpleNamespace(pods=list),
         problem_count=0,
         synced=True,

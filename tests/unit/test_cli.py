@@ -341,7 +341,7 @@ def test_status_with_names_that_want_to_be_more_than_names(waggle, agent: StandI
     agent.facts |= {"node": name, "devices": [name]}
     agent.facts["problems"] = [{"subject": name, "reason": name, "file": name, "line": 1, "since": 0.0}]
     ran = waggle("status")
-    assert (ran.code, ran.out.count("\n")) == (3, 15)
+    assert (ran.code, ran.out.count("\n")) == (3, 16)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("status", "-o", "json").out)["node"] == name
 
