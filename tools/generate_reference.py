@@ -23,8 +23,13 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.cli.main import app
 from waggle.config import AgentConfig
 from waggle.metrics import Metrics
+<<<<<<< HEAD
 from waggle.observe.history import History
 from waggle.observe.reasons import REASONS
+=======
+from waggle.observe.events import REASONS
+from waggle.store import Store
+>>>>>>> psources
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs/reference"
@@ -164,7 +169,7 @@ def metrics() -> str:
         flows=SimpleNamespace(history=History(0), log=None, denials=SimpleNamespace(counts=Counter)),
         changes_pending=Counter(),
         unmet={},
-        store=SimpleNamespace(services={}),
+        store=Store(),
         cni=SimpleNamespace(pods=list),
         problem_count=0,
         synced=True,
