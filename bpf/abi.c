@@ -8,6 +8,8 @@
 #include "waggle/health_maps.h"
 #include "waggle/nat.h"
 #include "waggle/netns.h"
+#include "waggle/policy.h"
+#include "waggle/policy_assign.h"
 #include "waggle/service.h"
 #include "waggle/sweep.h"
 #include "waggle/translate.h"
@@ -29,5 +31,8 @@ struct wag_abi {
 	struct wag_maglev_backend maglev_backend;
 	struct wag_maglev_request maglev_request;
 	enum wag_vip_flag vip_flag;
+	enum wag_policy_flag policy_flag;
+	enum wag_policy_protocol policy_protocol;
+	struct wag_policy_request policy_request;
 	enum wag_service_range_flag service_range_flag;
 } wag_abi;

@@ -18,6 +18,7 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 {
 	struct wag_endpoint *to = wag_endpoint_find(&packet->tuple.dst);
 	struct wag_service *service;
+	enum wag_reason reason;
 	int verdict;
 
 	if (packet->is_icmp) {
@@ -39,6 +40,9 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
+		reason = wag_admits(packet, &packet->tuple, NULL, to);
+		if (reason)
+			return wag_drop(packet, reason);
 		if (wag_is_left_to_conntrack(packet))
 			return WAG_PASS;
 		if (wag_comes_from_outside(packet))

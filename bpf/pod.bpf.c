@@ -11,36 +11,74 @@
 #include "waggle/icmp.h"
 #include "waggle/masquerade.h"
 #include "waggle/nat.h"
+#include "waggle/policy.h"
 #include "waggle/reject.h"
 #include "waggle/translate.h"
 
 /*
  * No frontend takes the packet, and no local pod: it is the node's own; or for a Service's address all the same; or it
- * leaves, masqueraded where it leaves the cluster. `from`: who sends it, NULL where it belongs to no flow.
+ * leaves, masqueraded where it leaves the cluster. `from`: who sends it.
  */
 WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet *packet, const struct wag_endpoint *to,
 						const struct wag_endpoint *from)
 {
+	enum wag_reason reason;
 	int verdict;
 
-	if (to)
-		return WAG_PASS;
-	verdict = wag_beside_frontends(ctx, packet);
+	verdict = to ? WAG_NEXT : wag_beside_frontends(ctx, packet);
 	if (verdict != WAG_NEXT)
 		return verdict;
-	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && wag_leaves_cluster(packet))
+	reason = wag_admits(packet, &packet->tuple, from, to);
+	if (reason)
+		return wag_drop(packet, reason);
+	if (to)
+		return WAG_PASS;
+	if (packet->has_flow && wag_leaves_cluster(packet))
 		return wag_masquerade_begin(ctx, packet);
 	return wag_to_wire(ctx, packet, &packet->tuple, 0);
+}
+
+WAG_INLINE bool wag_mac_equal(const void *a, const void *b)
+{
+	const __u16 *x = a, *y = b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/*
+ * Is it what this pod may send: from its address and its interface? Where another link-local address is used, nothing is
+ * forwarded; the stack may have a use for it.
+ */
+WAG_INLINE bool wag_is_own(wag_ctx *ctx, const struct wag_endpoint *from)
+{
+	void *data = (void *)(long)ctx->data;
+	struct ethhdr *eth = data;
+
+	if (!wag_endpoint_is(from, WAG_ENDPOINT_POD) || from->ifindex != ctx->ifindex)
+		return false;
+	return data + sizeof(*eth) <= (void *)(long)ctx->data_end && wag_mac_equal(eth->h_source, from->pod_mac);
+}
+
+WAG_INLINE enum wag_verdict wag_stranger(struct wag_packet *packet)
+{
+	const struct wag_addr *src = &packet->tuple.src;
+
+	if (wag_addr_stays_on_link(&packet->tuple.dst) && (wag_addr_is_any(src) || wag_addr_stays_on_link(src)))
+		return WAG_PASS;
+	return wag_drop(packet, WAG_REASON_SPOOFED);
 }
 
 /* Replies first, since a reply's destination may look like a NodePort; then Services; then what leaves the cluster. */
 WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_endpoint *to = wag_endpoint_find(&packet->tuple.dst);
+	struct wag_endpoint *from = wag_endpoint_find(&packet->tuple.src);
 	struct wag_service *service;
-	struct wag_endpoint *from;
+	enum wag_reason reason;
 	int verdict;
 
+	if (!wag_is_own(ctx, from))
+		return wag_stranger(packet);
 	if (packet->is_icmp) {
 		verdict = wag_icmp_pass(ctx, packet);
 		if (verdict != WAG_NEXT)
@@ -50,12 +88,14 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
+		reason = wag_admits(packet, &packet->tuple, from, to);
+		if (reason)
+			return wag_drop(packet, reason);
 		return wag_is_left_to_conntrack(packet) ? WAG_PASS : wag_to_pod(ctx, packet, &packet->tuple, to);
 	}
 	if (!packet->has_flow)
-		return wag_beyond_services(ctx, packet, to, NULL);
-	from = wag_endpoint_find(&packet->tuple.src);
-	if (((to && to->nat_used) || (from && from->nat_used)) && wag_nat_reply(packet)) {
+		return wag_beyond_services(ctx, packet, to, from);
+	if (((to && to->nat_used) || from->nat_used) && wag_nat_reply(packet)) {
 		verdict = wag_nat_pass(ctx, packet);
 		if (verdict != WAG_NEXT)
 			return verdict;
@@ -65,7 +105,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 			  : NULL;
 	if (service)
 		return wag_service_translate(ctx, packet, service);
-	if (from && from->nat_used) {
+	if (from->nat_used) {
 		/* a flow that has left the cluster; or its Service is gone, but not the flow */
 		verdict = wag_nat_pass(ctx, packet);
 		if (verdict != WAG_NEXT)
@@ -95,18 +135,36 @@ int wag_pod_egress(struct __sk_buff *skb)
 	return verdict == WAG_REJECT ? wag_reject(skb, &packet) : wag_finish(skb, &packet, verdict);
 }
 
+/* What has a mark was translated, and judged, by another program. */
+WAG_INLINE enum wag_verdict wag_from_stack(wag_ctx *ctx, struct wag_packet *packet)
+{
+	struct wag_endpoint *to = wag_endpoint_find(&packet->tuple.dst);
+	enum wag_reason reason;
+	int verdict = WAG_NEXT;
+
+	if (!to)
+		return WAG_PASS;
+	if (to->nat_used)
+		verdict = wag_turn_back(ctx, packet);
+	else if (packet->is_icmp && wag_is_isolated(to))
+		verdict = wag_icmp_pass(ctx, packet);
+	if (verdict != WAG_NEXT)
+		return verdict;
+	if (wag_is_marked(ctx) || !wag_is_isolated(to))
+		return WAG_PASS;
+	reason = wag_admits(packet, &packet->tuple, wag_endpoint_find(&packet->tuple.src), to);
+	return reason ? wag_drop(packet, reason) : WAG_PASS;
+}
+
 SEC("tc")
 int wag_pod_ingress(struct __sk_buff *skb)
 {
 	struct wag_packet packet = {};
-	struct wag_endpoint *to;
 	enum wag_verdict verdict = WAG_PASS;
 
 	switch (wag_parse(skb, &packet, WAG_HOOK_POD_INGRESS)) {
 	case WAG_PARSE_OK:
-		to = wag_endpoint_find(&packet.tuple.dst);
-		if (to && to->nat_used)
-			verdict = wag_turn_back(skb, &packet);
+		verdict = wag_from_stack(skb, &packet);
 		break;
 	case WAG_PARSE_BAD:
 		verdict = wag_drop(&packet, WAG_REASON_MALFORMED);

@@ -162,6 +162,15 @@ class AgentConfig:
     )
     nat_tcp_timeout: int = _setting(21600, "Seconds that a translated TCP or SCTP connection lives without a packet.")
     nat_udp_timeout: int = _setting(180, "Seconds that a translated UDP flow lives without a packet.")
+    policy_established: str = _setting(
+        "cut",
+        "What happens to established flows that policies do not allow any more: cut, from the next packet on, or keep.",
+    )
+    max_policy_flows: int = _setting(
+        65536,
+        "How many flows of pods with policies are remembered (about 120 bytes each, taken at the start). More flows "
+        "work too: one that was forgotten is judged again by its next packet.",
+    )
     drift_check: int = _setting(
         60, "Seconds between two checks that the maps hold what they should; what does not is repaired. 0: no checks."
     )
@@ -204,7 +213,9 @@ class AgentConfig:
             raise ConfigError("vxlan-port: must lie between 1 and 65535")
         if not 1 <= self.vxlan_vni < 1 << 24:
             raise ConfigError(f"vxlan-vni: must lie between 1 and {(1 << 24) - 1}")
-        for name in ("max_services", "max_backends", "max_nat"):
+        if self.policy_established not in ("cut", "keep"):
+            raise ConfigError(f"policy-established: {self.policy_established!r} is neither cut nor keep")
+        for name in ("max_services", "max_backends", "max_policy_flows", "max_nat"):
             if not 16 <= getattr(self, name) <= 1 << 24 and (name, self.max_nat) != ("max_nat", 0):
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 16 and {1 << 24}")
         return dataclasses.replace(

@@ -22,7 +22,7 @@ NODE = {4: NODE4, 6: NODE6}
 ANY = {4: "0.0.0.0", 6: "::"}
 both = pytest.mark.parametrize("v", [4, 6])
 
-MACS = {"src": "02:aa:aa:aa:aa:01", "dst": "02:aa:aa:aa:aa:02"}
+MACS = {"src": "02:00:00:00:00:02", "dst": "02:aa:aa:aa:aa:02"}
 
 
 def build(source: str, target: str, layer: Packet, *, ttl: int = 64, payload: bytes = b"hello", **ip) -> bytes:

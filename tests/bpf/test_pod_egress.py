@@ -107,7 +107,7 @@ def test_others_are_not_told_and_nothing_else_is(asking):
         layer = ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=POD_MAC)
         asked.append(build(source, "ff02::1:ff00:1", layer, ttl=255, payload=b""))
     for packet in asked:
-        out = asking.run("wag_pod_egress", packet)
+        out = asking.run_by(asking.uplink, "wag_pod_egress", packet)
         assert (out.verdict, out.packet) == (PASS, packet)
 
 

@@ -271,7 +271,10 @@ def test_a_client_stays_with_its_backend_on_every_frontend(node: Machine) -> Non
     first = backend(node, A[4], 2000)
     assert {backend(node, A[4], port) for port in range(2001, 2030)} == {first}
     assert backend(node, A[4], 2040, NODE4, 30080) == first
-    assert len({backend(node, f"10.244.1.{i}", 2000) for i in range(100, 160)}) > 5
+    others = [f"10.244.1.{i}" for i in range(100, 160)]
+    for address in others:
+        node.add_pod(address, 103)
+    assert len({backend(node, address, 2000) for address in others}) > 5
 
 
 def test_affinity_ends_with_its_time_and_with_its_backend(node: Machine) -> None:
@@ -311,7 +314,8 @@ def test_a_udp_flow_is_left_alone_when_nothing_serves_any_more(node: Machine, v:
     assert node.run(f"wag_{hook}", udp(source, 1001, VIP[v], 53)).packet != first.packet
     assert node.drops() == {("no_backend", hook): 1}  # of the flow that is new
     node.add_service(VIP[v], 53, "UDP", [(A[v], 5353)])
-    moved = node.run(f"wag_{hook}", udp(CLIENT[v], 1000, VIP[v], 53))
+    other = B[v] if hook == "pod_egress" else CLIENT[v]
+    moved = node.run(f"wag_{hook}", udp(other, 1000, VIP[v], 53))
     assert at(A[v], 5353) in ends(moved.packet)
 
 

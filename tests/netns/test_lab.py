@@ -148,6 +148,50 @@ def test_changed_labels_do_not_restart_a_pod(web: Lab, tmp_path: Path) -> None:
     web.run("delete", "-f", str(web.manifest(tmp_path, document)))
 
 
+def test_policies_and_namespaces_reach_every_agent_and_leave_again(web: Lab, tmp_path: Path) -> None:
+    allow = {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": [{}]}
+    peers = [{"namespaces": {"matchLabels": {"team": "nobody"}}}]
+    rules = {"ingress": [{"action": "Deny", "from": peers}]}
+    file = web.manifest(
+        tmp_path,
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web"}, "spec": allow},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"team": "front"}}},
+        {
+            "apiVersion": "policy.networking.k8s.io/v1alpha2",
+            "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "admin"},
+            "spec": {
+                "tier": "Admin",
+                "priority": 1,
+                "subject": {"namespaces": {"matchLabels": {"team": "front"}}},
+                **rules,
+            },
+        },
+    )
+
+    def listed(node: str) -> dict[str, tuple[int, bool]]:
+        """By name: how many pods of the node it selects, and whether it comes from a file of the lab."""
+        socket = web.layout.node_named(node, 2).socket
+        command = [*WAGGLE, "policy", "list", "--api-socket", str(socket), "-o", "json"]
+        rows = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+        return {row["name"]: (row["selects"], Path(row["file"]).parent == web.layout.manifests) for row in rows}
+
+    def await_listed(wanted: dict[str, dict[str, tuple[int, bool]]]) -> None:
+        deadline = time.monotonic() + 30
+        while (found := {node: listed(node) for node in wanted}) != wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found == wanted
+
+    try:
+        web.run("apply", "-f", str(file))
+        both = {"admin": (1, True), "web": (1, True)}
+        await_listed({"node1": both | {"admin": (2, True)}, "node2": both})  # the asker is on node1
+        assert web.layout.manifests.joinpath("clusternetworkpolicy__admin.yaml").exists()
+    finally:
+        web.run("delete", "-f", str(file))
+    await_listed({"node1": {}, "node2": {}})
+
+
 def test_nothing_is_applied_when_one_object_is_refused(lab: Lab, tmp_path: Path) -> None:
     bad = service("bad")
     bad["spec"]["ports"][0]["port"] = 99999

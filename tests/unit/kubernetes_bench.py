@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from standin_apiserver import NODES, SERVICE_CIDRS, SERVICES, SLICES, StandInApi, until
+from standin_apiserver import ALWAYS, StandInApi, until
 
 from waggle.model.objects import ObjectKey
 from waggle.sources.apiserver import Limits
@@ -37,7 +37,8 @@ class Bench:
 
     def __init__(self, api: StandInApi, store: Store, source: KubernetesSource) -> None:
         self.api, self.store, self.source = api, store, source
-        self.nodes, self.services, self.slices, self.service_cidrs = source.informers
+        self.nodes, self.services, self.slices = source.informers[:3]
+        self.service_cidrs, self.policies, self.cluster_policies = source.informers[3:]
 
     def key(self, name: str) -> ObjectKey:
         return ObjectKey("default", name)
@@ -49,7 +50,7 @@ class Bench:
         """Synced, and all watches open."""
         async with asyncio.timeout(5):
             await self.source.synced.wait()
-        await until(lambda: all(self.api.watching(path) for path in (NODES, SERVICES, SLICES, SERVICE_CIDRS)))
+        await until(lambda: all(self.api.watching(path) for path in ALWAYS))
 
 
 def write_kubeconfig(directory: Path, server: str, user: dict | None = None, cluster: dict | None = None) -> Path:

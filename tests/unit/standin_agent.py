@@ -20,6 +20,7 @@ from waggle.kernel.maps import HASH
 from waggle.metrics import Metrics
 from waggle.model.choice import NodeFacts
 from waggle.model.interface import PodInterface
+from waggle.model.objects import ObjectKey
 from waggle.observe.names import Names
 from waggle.plan.services import PlanContext
 from waggle.reconcile.drift import Drift
@@ -32,7 +33,7 @@ class StandInAgent:
     """What waggle.agent.api asks of an agent. Everything may be changed between two requests."""
 
     def __init__(self, api_socket: Path) -> None:
-        self.config = AgentConfig(api_socket=api_socket, metrics_address="")
+        self.config = AgentConfig(api_socket=api_socket, metrics_address="", node_name="node1")
         self.metrics = Metrics()
         self.store = Store()
         self.context = PlanContext(NodeFacts("node1"))
@@ -46,6 +47,7 @@ class StandInAgent:
         self.cni = SimpleNamespace(pods=lambda: self.pods)
         self.datapath = SimpleNamespace(maps={})
         self.events = self
+        self.lines: dict[ObjectKey, int] = {}
         self.told: list[dict[str, Any]] = []  # what every listener hears at once
         self.listening = threading.Event()
         self.doctor = StandInDoctor()
@@ -70,6 +72,9 @@ class StandInAgent:
 
     def status(self) -> dict[str, Any]:
         return self.facts
+
+    def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
+        return self.store.owner(kind, key) or "", self.lines.get(key)
 
     def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         for event in self.told:

@@ -20,6 +20,12 @@ SERVICES = "/api/v1/services"
 NODES = "/api/v1/nodes"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
+NETWORK_POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+CLUSTER_NETWORK_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+NAMESPACES = "/api/v1/namespaces"
+PODS = "/api/v1/pods"
+#: What is followed while there is no policy.
+ALWAYS = (NODES, SERVICES, SLICES, SERVICE_CIDRS, NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,7 +42,7 @@ class StandInApi:
         self.port = 0
         self._tls = tls
         self._listening = listening
-        self._objects: dict[str, dict[str, dict]] = {SERVICES: {}, NODES: {}, SLICES: {}, SERVICE_CIDRS: {}}
+        self._objects: dict[str, dict[str, dict]] = {path: {} for path in (*ALWAYS, NAMESPACES, PODS)}
         self._history: list[tuple[int, str, dict]] = []  # version, path, event
         self._snapshots: dict[str, tuple[str, list[dict], int]] = {}  # continue token → path, rest, version
         self._faults: dict[str, deque[Handler]] = defaultdict(deque)
@@ -340,6 +346,80 @@ def endpoint_slice(name: str, addresses: list[str], namespace: str = "default", 
 
 def service_cidr(name: str, *cidrs: str) -> dict:
     return {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": {"cidrs": list(cidrs)}}
+
+
+def namespace(name: str, **labels: str) -> dict:
+    return {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name, **labels}}}
+
+
+def network_policy(name: str, namespace: str = "default", cidr: str = "10.0.0.0/8", audit: str = "") -> dict:
+    """A NetworkPolicy for the pods of app web, who may be reached from `cidr`."""
+    annotations = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    if audit:
+        annotations["waggle.io/audit"] = audit
+    return {
+        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "annotations": annotations},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"ipBlock": {"cidr": cidr, "except": ["10.1.0.0/16"]}}], "ports": [{"port": 80}]}],
+        },
+    }
+
+
+def cluster_network_policy(name: str, priority: int = 10, network: str = "10.0.0.0/8") -> dict:
+    return {
+        "metadata": {"name": name, "uid": f"uid-{name}"},
+        "spec": {
+            "tier": "Admin",
+            "priority": priority,
+            "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [{"networks": [network]}]}],
+        },
+    }
+
+
+def pod(name: str, address: str, namespace: str = "default", node: str = "node1", **labels: str) -> dict:
+    """A running Pod as the API sends it, with much that nobody here reads."""
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": f"uid-{name}",
+            "labels": {"app": "web", **labels},
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{" + "x" * 200 + "}"},
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {"f:podIPs": {}}}}],
+        },
+        "spec": {
+            "nodeName": node,
+            "containers": [
+                {
+                    "name": "web",
+                    "image": "registry.example/web:1",
+                    "command": ["/web", "--verbose"],
+                    "env": [{"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+                    "ports": [
+                        {"name": "http", "containerPort": 8080, "protocol": "TCP", "hostPort": 80},
+                        {"containerPort": 9090, "protocol": "TCP"},
+                    ],
+                },
+            ],
+            "initContainers": [
+                {"name": "once", "ports": [{"name": "once", "containerPort": 1, "protocol": "TCP"}]},
+                {
+                    "name": "proxy",
+                    "restartPolicy": "Always",
+                    "ports": [{"name": "proxy", "containerPort": 15001, "protocol": "TCP"}],
+                },
+            ],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
 
 
 def node(name: str, address: str = "10.0.0.1") -> dict:

@@ -27,11 +27,26 @@ from waggle.model.objects import (
     ObjectKey,
     ObjectMeta,
     ObjectReference,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
     Service,
     ServicePort,
     ServiceSpec,
 )
 from waggle.model.objects import Endpoint as SliceEndpoint
+from waggle.model.policy_objects import (
+    ClusterEgressRule,
+    ClusterNetworkPolicy,
+    ClusterNetworkPolicySpec,
+    ClusterPeer,
+    ClusterSubject,
+    LabelSelector,
+    Namespace,
+    NetworkPolicy,
+    NetworkPolicySpec,
+)
 from waggle.reconcile.drift import Drift
 
 HOSTILE = [
@@ -96,7 +111,7 @@ def walk(command: typer.core.TyperCommand, path: tuple[str, ...] = ()):
 
 COMMANDS = list(walk(get_command(entry.app)))
 IDS = [" ".join(path) or "waggle" for path, _ in COMMANDS]
-ASKING = [("status",), ("service", "list"), ("endpoint", "list"), ("flows",)]
+ASKING = [("status",), ("service", "list"), ("endpoint", "list"), ("policy", "list"), ("flows",)]
 
 
 def one_line(ran: Ran) -> str:
@@ -331,6 +346,79 @@ def assert_harmless(out: str, name: str) -> None:
     """Nothing reached the terminal that it acts on, and what can be shown is shown as it is."""
     assert all(c.isprintable() or c == "\n" for c in out)
     assert "".join(c if c.isprintable() else "?" for c in name) in out
+
+
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+
+def pod(name: str, namespace: str = "default", node: str = "node1", host_network: bool = False, **labels: str) -> Pod:
+    status = PodStatus("Running", "10.1.0.1", [PodIP("10.1.0.1")])
+    return Pod(ObjectMeta(name, namespace, labels=labels), PodSpec(node, host_network), status)
+
+
+def network_policy(name: str, namespace: str = "default", audit: str = "", types=("Ingress",), **labels: str):
+    meta = ObjectMeta(name, namespace, annotations={"waggle.io/audit": audit} if audit else None)
+    return NetworkPolicy(meta, NetworkPolicySpec(LabelSelector(labels), list(types)))
+
+
+def cluster_policy(name: str, tier: str, priority: int, subject: ClusterSubject, **rules) -> ClusterNetworkPolicy:
+    return ClusterNetworkPolicy(ObjectMeta(name), ClusterNetworkPolicySpec(tier, priority, subject, **rules))
+
+
+def test_policies_in_the_order_in_which_they_are_asked(waggle, agent: StandInAgent):
+    assert waggle("policy", "list") == (0, "no policies\n", "")
+    assert waggle("policy", "list", "-o", "json") == (0, "[]\n", "")
+    everybody = ClusterSubject(namespaces=LabelSelector())
+    front = ClusterSubject(namespaces=LabelSelector({"tier": "front"}))
+    deny = [ClusterEgressRule("Deny", [ClusterPeer(networks=["10.0.0.0/8"])])]
+    fill(
+        agent,
+        pod("a", app="web"),
+        pod("b", app="web"),
+        pod("c", namespace="shop"),
+        pod("elsewhere", node="node2", app="web"),
+        pod("host", host_network=True, app="web"),
+        Namespace(ObjectMeta("shop", labels={"tier": "front"})),
+        cluster_policy("late", "Admin", 20, front, egress=deny),
+        cluster_policy("zeta", "Admin", 10, everybody),
+        cluster_policy("base", "Baseline", 0, everybody, egress=deny),
+        network_policy("all", namespace="shop", types=("Ingress", "Egress"), audit="true"),
+    )
+    agent.store.upsert(network_policy("web", app="web"), "file:/etc/waggle/web.yaml")
+    agent.lines[ObjectKey("default", "web")] = 7
+    assert waggle("policy", "list").lines[0].split() == (
+        ["POLICY", "KIND", "TIER", "DIRECTIONS", "PODS", "HERE", "MODE", "FROM"]
+    )
+    table = [line.split("  ") for line in waggle("policy", "list").lines[1:]]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in table] == [
+        ["zeta", "ClusterNetworkPolicy", "Admin 10", "-", "3", "enforce", "test"],
+        ["late", "ClusterNetworkPolicy", "Admin 20", "Egress", "1", "enforce", "test"],
+        ["default/web", "NetworkPolicy", "-", "Ingress", "2", "enforce", "/etc/waggle/web.yaml:7"],
+        ["shop/all", "NetworkPolicy", "-", "Ingress, Egress", "1", "audit", "test"],
+        ["base", "ClusterNetworkPolicy", "Baseline 0", "Egress", "3", "enforce", "test"],
+    ]
+    [web] = [row for row in json.loads(waggle("policy", "list", "-o", "json").out) if row["name"] == "web"]
+    assert web == {
+        "kind": "NetworkPolicy",
+        "namespace": "default",
+        "name": "web",
+        "tier": None,
+        "priority": None,
+        "directions": ["Ingress"],
+        "audit": False,
+        "selects": 2,
+        "origin": "file",
+        "file": "/etc/waggle/web.yaml",
+        "line": 7,
+    }
+    rows = json.loads(waggle("policy", "list", "-n", "shop", "-o", "json").out)
+    assert [(row["name"], row["origin"], row["file"]) for row in rows] == [("all", "test", None)]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_name_of_a_policy(waggle, agent: StandInAgent, name: str):
+    agent.store.upsert(network_policy("web"), f"file:/m/{name}.yaml")
+    assert_harmless(waggle("policy", "list").out, name)
 
 
 # -- services and endpoints -------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from standin_apiserver import StandInApi, until
+from standin_apiserver import NETWORK_POLICIES, StandInApi, network_policy, until
 
 from waggle.config import _coerce, load_config
 from waggle.kernel.capabilities import NEEDED
-from waggle.sources.kubernetes import KubernetesSource
+from waggle.model.objects import KINDS
+from waggle.sources.kubernetes import CLUSTER_NETWORK_POLICIES, RESOURCES, KubernetesSource
 from waggle.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,16 @@ def rendered(generator: ModuleType, namespace: str = "kube-system", **values: An
 
 def test_the_chart_makes_the_plain_manifests(generator: ModuleType) -> None:
     assert rendered(generator) == list(yaml.safe_load_all(PLAIN.read_text()))
+
+
+def test_the_crd_is_shipped_with_both_and_is_what_the_agent_watches() -> None:
+    [crd] = yaml.safe_load_all((ROOT / "deploy/kubernetes/clusternetworkpolicies.yaml").read_text())
+    assert crd == yaml.safe_load((CHART / "crds/clusternetworkpolicies.yaml").read_text())
+    spec = crd["spec"]
+    assert crd["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
+    [version] = [one["name"] for one in spec["versions"] if one["served"]]
+    assert CLUSTER_NETWORK_POLICIES.path == f"/apis/{spec['group']}/{version}/{spec['names']['plural']}"
+    assert KINDS[spec["names"]["kind"]][0] == f"{spec['group']}/{version}"
 
 
 def test_values_reach_their_places(generator: ModuleType) -> None:
@@ -135,12 +146,11 @@ async def test_rights_are_exactly_those_that_the_source_uses(tmp_path: Path) -> 
                 }
             )
         )
+        api.put(NETWORK_POLICIES, network_policy("deny"))  # without any, pods are not asked for
         source = KubernetesSource(Store(), kubeconfig)
         task = asyncio.create_task(source.run())
         try:
-            await until(
-                lambda: len({path for path, query in api.requests if "watch" in query}) == len(source.informers)
-            )
+            await until(lambda: all(api.queries(resource.path, watch=True) for resource in RESOURCES))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

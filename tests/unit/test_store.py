@@ -11,14 +11,18 @@ from msgspec.structs import replace
 from waggle.model.objects import (
     HEADLESS_LABEL,
     SERVICE_NAME_LABEL,
+    ClusterNetworkPolicy,
     Endpoint,
     EndpointSlice,
+    Namespace,
+    NetworkPolicy,
     Node,
     NodeSpec,
     Object,
     ObjectKey,
     ObjectMeta,
     Pod,
+    PodSpec,
     PodStatus,
     Service,
     ServiceCIDR,
@@ -26,10 +30,13 @@ from waggle.model.objects import (
     ServiceSpec,
     kind_of,
 )
+from waggle.model.policy_objects import ClusterNetworkPolicySpec, ClusterSubject, LabelSelector, NetworkPolicySpec
 from waggle.store import Store
+from waggle.store.store import API
 
-KINDS = ("Service", "EndpointSlice", "Pod", "Node", "ServiceCIDR")
-CLUSTER_SCOPED = ("Node", "ServiceCIDR")
+POLICY_KINDS = ("NetworkPolicy", "ClusterNetworkPolicy")
+KINDS = ("Service", "EndpointSlice", "Pod", "Node", "ServiceCIDR", "Namespace", *POLICY_KINDS)
+CLUSTER_SCOPED = ("Node", "ServiceCIDR", "Namespace", "ClusterNetworkPolicy")
 
 
 def key(name: str, namespace: str = "default") -> ObjectKey:
@@ -62,6 +69,19 @@ def service_cidr(name: str, cidr: str = "10.96.0.0/16", version: str = ""):
     return ServiceCIDR(ObjectMeta(name, resource_version=version), ServiceCIDRSpec([cidr]))
 
 
+def namespace_of(name: str, version: str = "", **labels: str):
+    return Namespace(meta(name, "", version, **labels))
+
+
+def policy(name: str, namespace: str = "default", version: str = "", **selector: str):
+    return NetworkPolicy(meta(name, namespace, version), NetworkPolicySpec(LabelSelector(selector)))
+
+
+def cluster_policy(name: str, priority: int = 10, version: str = ""):
+    subject = ClusterSubject(namespaces=LabelSelector())
+    return ClusterNetworkPolicy(meta(name, "", version), ClusterNetworkPolicySpec("Admin", priority, subject))
+
+
 def store_of(*objects: Object, origin: str = "api") -> Store:
     """A store that holds `objects` and has no changes waiting."""
     store = Store()
@@ -79,6 +99,9 @@ def changed(store: Store) -> set[str]:
         | {f"node {k}" for k in changes.nodes}
         | {f"pod {k}" for k in changes.pods}
         | {f"range {k}" for k in changes.service_cidrs}
+        | {f"namespace {k}" for k in changes.namespaces}
+        | {f"policy {k}" for k in changes.policies}
+        | {f"cluster policy {k}" for k in changes.cluster_policies}
     )
 
 
@@ -88,6 +111,9 @@ ONE_OF_EACH = [
     pod("web-1"),
     node("node1"),
     service_cidr("kubernetes"),
+    namespace_of("team"),
+    policy("deny"),
+    cluster_policy("admin"),
 ]
 OTHER_OF_EACH = [
     service("web", address="10.96.0.2"),
@@ -95,8 +121,20 @@ OTHER_OF_EACH = [
     pod("web-1", address="10.0.0.2"),
     node("node1", "10.244.1.0/24"),
     service_cidr("kubernetes", "10.97.0.0/16"),
+    namespace_of("team", tier="front"),
+    policy("deny", app="web"),
+    cluster_policy("admin", 20),
 ]
-MARKS = ["service default/web", "service default/web", "pod default/web-1", "node node1", "range kubernetes"]
+MARKS = [
+    "service default/web",
+    "service default/web",
+    "pod default/web-1",
+    "node node1",
+    "range kubernetes",
+    "namespace team",
+    "policy default/deny",
+    "cluster policy admin",
+]
 
 
 # -- what counts as a change ------------------------------------------------------------------------------------------
@@ -284,6 +322,82 @@ def test_pods_in_a_namespace():
     assert list(store.pods_in("nowhere")) == []
 
 
+# -- policies and who they are about ----------------------------------------------------------------------------------
+
+
+def on_node(obj: Pod, name: str) -> Pod:
+    return replace(obj, spec=PodSpec(node_name=name))
+
+
+def test_pods_of_a_node_and_the_nodes_of_changed_pods():
+    store = store_of(on_node(pod("a"), "node1"), on_node(pod("b"), "node2"), pod("c"))
+    assert [p.metadata.name for p in store.pods_on("node1")] == ["a"]
+    store.upsert(on_node(pod("b", app="web"), "node2"), "api")
+    assert store.take_changes().pod_nodes == {"node2"}
+    store.upsert(on_node(pod("c"), "node1"), "api")
+    assert store.take_changes().pod_nodes == {"", "node1"}
+    assert {p.metadata.name for p in store.pods_on("node1")} == {"a", "c"}
+    store.delete("Pod", key("a"), "api")
+    assert store.take_changes().pod_nodes == {"node1"}
+    assert [p.metadata.name for p in store.pods_on("node1")] == ["c"]
+
+
+def test_policies_of_a_namespace():
+    store = store_of(policy("a"), policy("b"), policy("a", "other"), cluster_policy("c"))
+    store.delete("NetworkPolicy", key("a"), "api")
+    assert [p.metadata.name for p in store.policies_in("default")] == ["b"]
+    assert [p.key for p in store.policies_in("other")] == [key("a", "other")]
+    assert list(store.policies_in("nowhere")) == []
+
+
+@pytest.mark.parametrize("obj", [policy("a"), cluster_policy("a")], ids=POLICY_KINDS)
+def test_the_first_policy_and_the_end_of_the_last_are_told_before_anybody_plans(obj: Object):
+    store = store_of(pod("a"))
+    told: list[str] = []
+    store.on_demand = lambda: told.append(f"demand {store.has_policies}")
+    store.on_change = lambda: told.append("change")
+    store.upsert(obj, "api")
+    assert told == ["demand True", "change"]
+    store.upsert(policy("second"), "file")
+    store.delete(kind_of(obj), obj.key, "api")
+    assert told == ["demand True", "change", "change", "change"]
+    store.delete("NetworkPolicy", key("second"), "file")
+    assert told[4:] == ["demand False", "change"]
+
+
+def test_changes_that_policies_may_see_differently():
+    for obj, mark in zip(ONE_OF_EACH, MARKS, strict=True):
+        store = Store()
+        store.upsert(obj, "api")
+        expected = mark.startswith(("pod", "node", "namespace", "policy", "cluster policy"))
+        assert store.take_changes().for_policy is expected, mark
+
+
+def test_pods_that_the_api_names_serve_no_service():
+    store = store_of(service("web", app="web"))
+    store.upsert(pod("a", app="web"), API)
+    assert changed(store) == {"pod default/a"}
+    assert [p.metadata.name for p in store.pods_in("default")] == ["a"]
+    assert list(store.serving_pods_in("default")) == []
+    store.delete("Pod", key("a"), API)
+    assert changed(store) == {"pod default/a"}
+
+
+def test_a_pod_that_the_api_takes_over_serves_no_longer_and_serves_again_when_a_file_has_it():
+    store = store_of(service("web", app="web"))
+    store.upsert(pod("a", app="web"), "file")
+    store.upsert(pod("a", app="web"), API)
+    store.take_changes()
+    store.delete("Pod", key("a"), "file")
+    assert changed(store) == {"service default/web"}
+    assert list(store.serving_pods_in("default")) == []
+    store.upsert(pod("a", app="web"), "file")
+    assert not store.take_changes()
+    store.delete("Pod", key("a"), API)
+    assert changed(store) == {"service default/web"}
+    assert [p.metadata.name for p in store.serving_pods_in("default")] == ["a"]
+
+
 # -- origins and heirs ------------------------------------------------------------------------------------------------
 
 A, B, C = (service("web", address=f"10.96.0.{n}") for n in (1, 2, 3))
@@ -403,7 +517,7 @@ def test_replace_with_one_object_twice_keeps_the_last():
 
 # -- the property -----------------------------------------------------------------------------------------------------
 
-NAMES, NAMESPACES, ORIGINS = ["a", "b", "c"], ["x", "y"], ["api", "file", "cni"]
+NAMES, NAMESPACES, ORIGINS = ["a", "b", "c"], ["x", "y"], [API, "file", "cni"]
 LABELS = st.dictionaries(st.sampled_from(["app", "tier"]), st.sampled_from(["1", "2"]), max_size=2)
 NAME, NAMESPACE, ORIGIN = st.sampled_from(NAMES), st.sampled_from(NAMESPACES), st.sampled_from(ORIGINS)
 VERSION = st.sampled_from(["", "1", "2"])
@@ -417,6 +531,12 @@ def objects(draw, kind: str | None = None) -> Object:
         return node(name, draw(st.sampled_from(["10.244.0.0/24", "10.244.1.0/24"])), version)
     if kind == "ServiceCIDR":
         return service_cidr(name, draw(st.sampled_from(["10.96.0.0/16", "10.97.0.0/16"])), version)
+    if kind == "Namespace":
+        return namespace_of(name, version, **draw(LABELS))
+    if kind == "ClusterNetworkPolicy":
+        return cluster_policy(name, draw(st.sampled_from([1, 2])), version)
+    if kind == "NetworkPolicy":
+        return policy(name, namespace, version, **draw(LABELS))
     if kind == "EndpointSlice":
         of = draw(st.sampled_from([None, *NAMES]))
         return piece(name, of, draw(st.sampled_from(["10.0.0.1", "10.0.0.2"])), namespace=namespace, version=version)
@@ -482,6 +602,7 @@ class Rows(RuleBasedStateMachine):
     def seen_by_plan(self) -> dict[ObjectKey, object]:
         """Service → everything that its plan may read, without resource versions."""
         slices, pods = self.rows("EndpointSlice"), self.rows("Pod")
+        serving = {at for at in pods if next(iter(self.said["Pod", at])) != API}
         found: dict[ObjectKey, object] = {}
         for at, one in self.rows("Service").items():
             selector = one.spec.selector or {}
@@ -492,6 +613,7 @@ class Rows(RuleBasedStateMachine):
                     k: without_version(p)
                     for k, p in pods.items()
                     if selector
+                    and k in serving
                     and k.namespace == at.namespace
                     and selector.items() <= (p.metadata.labels or {}).items()
                 },
@@ -509,6 +631,9 @@ class Rows(RuleBasedStateMachine):
         assert changes.pods == {at for kind, at in moved if kind == "Pod"}
         assert changes.nodes == {at for kind, at in moved if kind == "Node"}
         assert changes.service_cidrs == {at for kind, at in moved if kind == "ServiceCIDR"}
+        assert changes.namespaces == {at for kind, at in moved if kind == "Namespace"}
+        assert changes.policies == {at for kind, at in moved if kind == "NetworkPolicy"}
+        assert changes.cluster_policies == {at for kind, at in moved if kind == "ClusterNetworkPolicy"}
         # a slice may come before its Service: then the name is marked, although there is nothing to plan yet
         unknown = changes.services - different
         named = {
@@ -524,8 +649,8 @@ class Rows(RuleBasedStateMachine):
     @invariant()
     def rows_and_indices_are_as_computed_from_scratch(self) -> None:
         store = self.store
-        rows = (store.services, store.slices, store.pods, store.nodes, store.service_cidrs)
-        for kind, kept in zip(KINDS, rows, strict=True):
+        for kind in KINDS:
+            kept = store.rows(kind)
             wanted = self.rows(kind)
             assert {k: without_version(o) for k, o in kept.items()} == {
                 k: without_version(o) for k, o in wanted.items()
@@ -541,6 +666,10 @@ class Rows(RuleBasedStateMachine):
         for namespace in NAMESPACES:
             here = {p.key: p for p in store.pods_in(namespace)}
             assert here == {at: p for at, p in store.pods.items() if at.namespace == namespace}
+            serving = {p.key: p for p in store.serving_pods_in(namespace)}
+            assert serving == {at: p for at, p in here.items() if store.owner("Pod", at) != API}
+            policies = {p.key: p for p in store.policies_in(namespace)}
+            assert policies == {at: p for at, p in store.policies.items() if at.namespace == namespace}
 
 
 Rows.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, report_multiple_bugs=False)

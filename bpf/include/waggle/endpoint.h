@@ -22,6 +22,9 @@ struct wag_endpoint {
 	__u8 host_mac[6];
 	__u32 nat_used; /* written by programs alone: some flow of this address is in wag_nat */
 	__s32 netns;    /* id of the namespace of its sockets, as seen from the node's; WAG_NETNS_ID_NODE, WAG_NETNS_ID_UNKNOWN */
+	__u32 pad;
+	__u64 ingress_policy; /* pod: its set of policies, by wag_policy_assign alone; WAG_POLICY_NONE, WAG_POLICY_PENDING */
+	__u64 egress_policy;
 };
 
 enum wag_netns_id {

@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include "nat.h"
 #include "packet.h"
+#include "policy.h"
 
 #define WAG_ICMP_HEADER 8 /* of an error, before the packet inside */
 
@@ -121,6 +122,17 @@ WAG_INLINE int wag_icmp_write(wag_ctx *ctx, const struct wag_packet *packet, con
 	       wag_icmp_addresses(ctx, v4, WAG_L3_OFF, outer, outside);
 }
 
+/* Policies will be asked about the packet inside. */
+WAG_INLINE void wag_icmp_keep(struct wag_packet *packet, const struct wag_tuple *inner)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return;
+	work->inner = *inner;
+	packet->complains = 1;
+}
+
 /*
  * Turns back an error about a translated flow, and sends it on its way where the hook is one that does. WAG_NEXT:
  * something else, untouched.
@@ -136,8 +148,10 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 		return WAG_NEXT;
 	wag_tuple_reverse(&tuple, &inner.tuple);
 	nat = bpf_map_lookup_elem(&wag_nat, &tuple);
-	if (!nat)
+	if (!nat) {
+		wag_icmp_keep(packet, &inner.tuple);
 		return WAG_NEXT;
+	}
 	wag_tuple_reverse(&tuple, &nat->to);
 	/* where the backend itself is the one that complains, it is shown as what was asked */
 	outer[0] = wag_addr_equal(&packet->tuple.src, &inner.tuple.dst) ? tuple.dst : packet->tuple.src;

@@ -17,6 +17,7 @@
 #include "forward.h"
 #include "nat_table.h"
 #include "packet.h"
+#include "policy.h"
 #include "ranges.h"
 #include "rewrite.h"
 #include "service.h"
@@ -283,9 +284,13 @@ WAG_INLINE long wag_nat_create_alone(struct wag_scratch *scratch, const struct w
 static __noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	enum wag_verdict verdict = WAG_PASS;
+	enum wag_reason reason;
 
 	if (!packet || !to)
 		return WAG_DROP;
+	reason = wag_admits_to(packet, to);
+	if (reason)
+		return wag_drop(packet, reason);
 	if (!wag_is_routed(packet)) {
 		verdict = wag_route(ctx, packet, to);
 	} else if (!wag_addr_equal(&to->dst, &packet->tuple.dst)) {

@@ -48,12 +48,17 @@ struct wag_packet {
 	__u8 begins;     /* by its header it can be the first packet of a flow; one of UDP always can */
 	__u8 translated; /* by wag_nat: hooks further on leave it alone */
 	__u8 queued;     /* WAG_TO_POD: not past the queue of the pod's interface */
+	__u8 complains;  /* an ICMP error about the packet in wag_policy_work */
+	__u8 admitted;   /* by the policies of both ends */
+	__u8 audit;      /* it would not have been, were the audited policies enforced */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */
 	__u8 answer;    /* enum wag_answer, when the verdict is WAG_REJECT */
 	__u16 mtu;      /* WAG_ANSWER_TOO_BIG: the largest IP packet that would have fitted */
 	__be32 fragment_id; /* what the fragments of one packet share */
 	__u32 out_ifindex;
+	__u32 rule;   /* of policy.h: who decided last, in which set */
+	__u64 policy;
 	/* WAG_TO_WIRE: next hop, as bpf_redirect_neigh wants it */
 	struct bpf_redir_neigh next_hop;
 };

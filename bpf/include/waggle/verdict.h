@@ -35,6 +35,10 @@ enum wag_reason {
 	WAG_REASON_TOO_BIG = 13, /* translated, it does not fit the way to the backend; the sender is told */
 	WAG_REASON_EXPIRED = 14, /* translated, and its time to live is over; the sender is told */
 	WAG_REASON_NO_ROUTE = 15, /* no route to the backend's node */
+	WAG_REASON_POLICY_INGRESS = 16, /* policies of the pod that it is for do not let it in */
+	WAG_REASON_POLICY_EGRESS = 17,  /* policies of the pod that sends it do not let it out */
+	WAG_REASON_POLICY_PENDING = 18, /* which policies the pod has is not known yet */
+	WAG_REASON_SPOOFED = 19, /* a pod sends it with an address that is not its own */
 	WAG_REASON_MAX = 32,
 };
 

@@ -73,6 +73,10 @@ class Reason(IntEnum):
     TOO_BIG = 13
     EXPIRED = 14
     NO_ROUTE = 15
+    POLICY_INGRESS = 16
+    POLICY_EGRESS = 17
+    POLICY_PENDING = 18
+    SPOOFED = 19
     MAX = 32
 
 
@@ -140,6 +144,22 @@ class VipFlag(IntFlag):
     """enum wag_vip_flag."""
 
     CLUSTER_IP = 1
+
+
+class PolicyFlag(IntFlag):
+    """enum wag_policy_flag."""
+
+    ALLOW = 1
+    AUDIT = 2
+
+
+class PolicyProtocol(IntEnum):
+    """enum wag_policy_protocol."""
+
+    POLICY_OTHER = 0
+    POLICY_TCP = 1
+    POLICY_UDP = 2
+    POLICY_SCTP = 3
 
 
 class ServiceRangeFlag(IntFlag):
@@ -295,6 +315,36 @@ class MaglevRequest(NamedTuple):
         return cls.of(*_MAGLEV_REQUEST.unpack(raw))
 
 
+POLICY_REQUEST_SIZE = 32
+_POLICY_REQUEST = Struct("=16sQQ")
+
+
+class PolicyRequest(NamedTuple):
+    """struct wag_policy_request: 32 bytes."""
+
+    addr: bytes
+    ingress: int
+    egress: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.addr,
+            self.ingress,
+            self.egress,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_REQUEST.pack(self.addr, self.ingress, self.egress)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyRequest:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyRequest:
+        return cls.of(*_POLICY_REQUEST.unpack(raw))
+
+
 SERVICE_RANGE_SIZE = 40
 _SERVICE_RANGE = Struct("=16s16sI4x")
 
@@ -325,12 +375,12 @@ class ServiceRange(NamedTuple):
         return cls.of(*_SERVICE_RANGE.unpack(raw))
 
 
-ENDPOINT_SIZE = 28
-_ENDPOINT = Struct("=II6s6sIi")
+ENDPOINT_SIZE = 48
+_ENDPOINT = Struct("=II6s6sIi4xQQ")
 
 
 class Endpoint(NamedTuple):
-    """struct wag_endpoint: 28 bytes."""
+    """struct wag_endpoint: 48 bytes."""
 
     ifindex: int
     flags: int
@@ -338,6 +388,8 @@ class Endpoint(NamedTuple):
     host_mac: bytes
     nat_used: int
     netns: int
+    ingress_policy: int
+    egress_policy: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -347,14 +399,25 @@ class Endpoint(NamedTuple):
             self.host_mac,
             self.nat_used,
             self.netns,
+            self.ingress_policy,
+            self.egress_policy,
         )
 
     def pack(self) -> bytes:
-        return _ENDPOINT.pack(self.ifindex, self.flags, self.pod_mac, self.host_mac, self.nat_used, self.netns)
+        return _ENDPOINT.pack(
+            self.ifindex,
+            self.flags,
+            self.pod_mac,
+            self.host_mac,
+            self.nat_used,
+            self.netns,
+            self.ingress_policy,
+            self.egress_policy,
+        )
 
     @classmethod
     def of(cls, *v: Any) -> Endpoint:
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Endpoint:
@@ -900,6 +963,220 @@ class NatCount(NamedTuple):
         return cls.of(*_NAT_COUNT.unpack(raw))
 
 
+CLASS_RANGE_KEY_SIZE = 20
+_CLASS_RANGE_KEY = Struct("=I16s")
+
+
+class ClassRangeKey(NamedTuple):
+    """struct wag_class_range_key: 20 bytes."""
+
+    prefix: int
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.prefix,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _CLASS_RANGE_KEY.pack(self.prefix, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> ClassRangeKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ClassRangeKey:
+        return cls.of(*_CLASS_RANGE_KEY.unpack(raw))
+
+
+POLICY_KEY_SIZE = 16
+_POLICY_KEY = Struct("=QQ")
+
+
+class PolicyKey(NamedTuple):
+    """struct wag_policy_key: 16 bytes."""
+
+    set: int
+    peer: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.set,
+            self.peer,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_KEY.pack(self.set, self.peer)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyKey:
+        return cls.of(*_POLICY_KEY.unpack(raw))
+
+
+POLICY_RUN_SIZE = 8
+_POLICY_RUN = Struct("=II")
+
+
+class PolicyRun(NamedTuple):
+    """struct wag_policy_run: 8 bytes."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.first,
+            self.count,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_RUN.pack(self.first, self.count)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyRun:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyRun:
+        return cls.of(*_POLICY_RUN.unpack(raw))
+
+
+POLICY_STEP_SIZE = 12
+_POLICY_STEP = Struct("=IIB3x")
+
+
+class PolicyStep(NamedTuple):
+    """struct wag_policy_step: 12 bytes."""
+
+    start: int
+    rule: int
+    verdict: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.start,
+            self.rule,
+            self.verdict,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STEP.pack(self.start, self.rule, self.verdict)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyStep:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyStep:
+        return cls.of(*_POLICY_STEP.unpack(raw))
+
+
+POLICY_STATE_SIZE = 8
+_POLICY_STATE = Struct("=II")
+
+
+class PolicyState(NamedTuple):
+    """struct wag_policy_state: 8 bytes."""
+
+    revision: int
+    keep: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.revision,
+            self.keep,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STATE.pack(self.revision, self.keep)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyState:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyState:
+        return cls.of(*_POLICY_STATE.unpack(raw))
+
+
+CONN_SIZE = 16
+_CONN = Struct("=QII")
+
+
+class Conn(NamedTuple):
+    """struct wag_conn: 16 bytes."""
+
+    seen_ns: int
+    revision: int
+    opened: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.seen_ns,
+            self.revision,
+            self.opened,
+        )
+
+    def pack(self) -> bytes:
+        return _CONN.pack(self.seen_ns, self.revision, self.opened)
+
+    @classmethod
+    def of(cls, *v: Any) -> Conn:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Conn:
+        return cls.of(*_CONN.unpack(raw))
+
+
+POLICY_WORK_SIZE = 176
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
+
+
+class PolicyWork(NamedTuple):
+    """struct wag_policy_work: 176 bytes."""
+
+    flow: Tuple
+    back: Tuple
+    key: Tuple
+    inner: Tuple
+    conn: Conn
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_WORK.pack(
+            *self.flow.values(), *self.back.values(), *self.key.values(), *self.inner.values(), *self.conn.values()
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyWork:
+        return cls(
+            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
+            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
+            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
+            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
+            Conn.of(v[20], v[21], v[22]),
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyWork:
+        return cls.of(*_POLICY_WORK.unpack(raw))
+
+
 RANGE_KEY_SIZE = 28
 _RANGE_KEY = Struct("=I8s16s")
 
@@ -1034,6 +1311,9 @@ class Sweep(NamedTuple):
 MAPS: dict[str, tuple[Any, Any]] = {
     "wag_affinity": (AffinityKey, Affinity),
     "wag_backends": (U32, Backend),
+    "wag_class_ranges": (ClassRangeKey, U64),
+    "wag_classes": (Address, U64),
+    "wag_conns": (Tuple, Conn),
     "wag_counters": (U32, U64),
     "wag_drops": (U32, U64),
     "wag_endpoints": (Address, Endpoint),
@@ -1047,6 +1327,10 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
     "wag_overdue": (U32, U64),
+    "wag_policy": (PolicyKey, PolicyRun),
+    "wag_policy_state": (U32, PolicyState),
+    "wag_policy_steps": (U32, PolicyStep),
+    "wag_policy_work": (U32, PolicyWork),
     "wag_scratch": (U32, Scratch),
     "wag_services": (ServiceKey, Service),
     "wag_source_ranges": (RangeKey, U32),

@@ -26,6 +26,7 @@ from waggle.agent.doctor import Doctor
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.network import NodeNetwork
 from waggle.agent.pods import PodPrograms
+from waggle.agent.policies import Policies
 from waggle.agent.ports import PortGuard
 from waggle.agent.proxy_flows import ProxyFlows
 from waggle.agent.timing import ChangeTimes
@@ -92,6 +93,8 @@ class Source(Protocol):
     """Where objects come from."""
 
     synced: asyncio.Event
+    #: Set while the store holds all policies of the source and all that they are about.
+    policies_synced: asyncio.Event
 
     async def run(self) -> None:
         """Keeps the store current until cancelled."""
@@ -110,6 +113,7 @@ class Agent:
         self.store = Store()
         self.datapath = Datapath(config)
         self.sources: dict[str, Source] = {}
+        self.manifests: ManifestSource | None = None
         self.network_offered = False  # container runtimes have been told
         self.synced = False  # everything that the sources know is in the tables, and nothing else
         self.context = PlanContext(NodeFacts(config.node_name))
@@ -157,6 +161,16 @@ class Agent:
         )
         self.pods = PodPrograms(self.datapath, self.names, lambda: self.cni.pods(), self.pods_changed)
         self.network = NodeNetwork(config, self.datapath, sysctls, self.pods, self.proxy)
+        self.policies = Policies(
+            self.store,
+            self.datapath,
+            lambda: self.policies_synced,
+            lambda: self.cni.pods(),
+            lambda: self.network.node.every | set(config.dns_addresses),
+            retry=self._dirty.set,
+            node=config.node_name,
+            keep=config.policy_established == "keep",
+        )
 
     # -- start and end ------------------------------------------------------------------------------------------
 
@@ -196,6 +210,7 @@ class Agent:
         self.network.look()
         self.proxy.look()
         self.datapath.load(self.network.node)
+        self.policies.start()
         self.kernel_sweeps = self.datapath.start_sweeping()
         self.tables = ServiceTables(self.datapath.maps["wag_services"], self.datapath.maps["wag_backends"])
         found = self.tables.adopt()
@@ -258,9 +273,8 @@ class Agent:
         self.store.on_change = self._noticed
         self._loop = asyncio.get_running_loop()
         if self.config.manifests is not None:
-            self.sources["manifests"] = ManifestSource(
-                self.store, self.config.manifests, addresses=self._cluster_addresses()
-            )
+            self.manifests = ManifestSource(self.store, self.config.manifests, addresses=self._cluster_addresses())
+            self.sources["manifests"] = self.manifests
         if self.config.kubeconfig is not None:
             self.sources["kubernetes"] = KubernetesSource(
                 self.store, self.config.kubeconfig, self.config.kubernetes_netns
@@ -358,6 +372,20 @@ class Agent:
         """Every source has given its first full view."""
         return all(source.synced.is_set() for source in self.sources.values())
 
+    @property
+    def policies_synced(self) -> bool:
+        """Whether all policies are known, and all pods, namespaces and nodes that they are about. Where it is not so,
+        what is in force stays, and nothing is opened: a policy would not find those it allows, or not be there itself.
+        It may be so no longer, from the moment the first policy comes until the cluster's pods are known."""
+        known = all(source.policies_synced.is_set() for source in self.sources.values())
+        return known and self.all_synced and self.attached_pods.published
+
+    def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
+        """Where an object comes from: "file:" and a path, or what else the store calls it, and the line in a file."""
+        origin = self.store.owner(kind, key) or ""
+        line = self.manifests.line_of(kind, key) if self.manifests is not None else None
+        return origin, line
+
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
@@ -394,15 +422,17 @@ class Agent:
         for kind, number in changes.counts.items():
             self.metrics.changes.labels(kind).inc(number)
         self._unwritten += changes.counts
+        self.policies.take(changes)
+        await self.policies.follow()
         self._times.take(changes.triggers, initial=not self.synced)
         # the others are planned when their source has given its view
         self._pending.update(key for key in changes.services if self._in_full_view(key))
         self._routes_due |= bool(changes.nodes)
         self._ranges_due |= bool(changes.nodes or changes.service_cidrs)
-        self._pods_due |= bool(changes.pods)
+        self._pods_due |= self.config.node_name in changes.pod_nodes
         if changes.nodes:
             self.ranges.claim(ALL_NODES, plan_nodes(self.store.nodes.values()))
-        self.service_names.stale |= bool(changes.services or changes.pods)
+        self.service_names.stale |= bool(changes.services)
         full = self._follow_context(bool(changes.nodes))
         self._follow_host_ports()
         self.names.stale = True
@@ -486,7 +516,8 @@ class Agent:
         if not self._pods_due:
             return
         self._pods_due = False
-        now = node_host_ports(self.config.node_name, self.store.pods.values(), self.cni.pods())
+        name = self.config.node_name
+        now = node_host_ports(name, self.store.pods_on(name), self.cni.pods())
         self._pending |= changed(self.host_ports, now)
         self.host_ports = now
 
@@ -717,6 +748,7 @@ class Agent:
         found += [Problem(named(key), text) for key, texts in self.remarks.items() for text in texts]
         for owner, ports in self.host_ports.items():
             found += [Problem(named(owner), reason) for reason in faults(ports, self.context.addresses)]
+        found += self.policies.problems()
         found += self.ports.problems()
         if self.ranges.problem:
             found.append(Problem("source ranges", self.ranges.problem))
@@ -730,6 +762,8 @@ class Agent:
         for name, source in self.sources.items():
             if not source.synced.is_set():
                 found.append(Problem(f"source {name}", "has not given its first full view yet"))
+            elif not source.policies_synced.is_set():
+                found.append(Problem(f"source {name}", "does not know all policies, or all pods they are about, yet"))
         if self.last_error:
             found.append(Problem("kernel", self.last_error))
         if self.doctor.failed:
@@ -758,10 +792,14 @@ class Agent:
             "podRanges": [str(cidr) for cidr in self.pod_ranges()],
             "cgroupRoot": str(self.datapath.cgroup_root),
             "bpfRoot": str(self.config.bpf_root),
-            "sources": {name: {"synced": source.synced.is_set()} for name, source in self.sources.items()},
+            "sources": {
+                name: {"synced": source.synced.is_set(), "policiesSynced": source.policies_synced.is_set()}
+                for name, source in self.sources.items()
+            },
             "counts": {
                 "services": len(self.store.services),
                 "endpointSlices": len(self.store.slices),
+                "policies": len(self.store.policies) + len(self.store.cluster_policies),
                 "pods": len(self.cni.pods()),
                 "nodes": len(self.store.nodes),
                 "frontends": self.tables.frontend_count,

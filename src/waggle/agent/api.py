@@ -24,6 +24,7 @@ from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ConfigError, NotReady
 from waggle.model.objects import ObjectKey
 from waggle.observe.names import frontend_text
+from waggle.observe.policies import policy_rows
 from waggle.plan.services import view_service
 
 MAX_LISTENER_BACKLOG = 10_000
@@ -67,6 +68,7 @@ class Api:
                 web.get("/status", self._status),
                 web.get("/services", self._services),
                 web.get("/endpoints", self._endpoints),
+                web.get("/policies", self._policies),
                 web.get("/events", self._events),
                 web.post("/cni", self._cni),
                 web.post("/doctor", self._doctor),
@@ -207,6 +209,16 @@ class Api:
                 for pod in sorted(self._agent.cni.pods(), key=lambda p: (p.namespace, p.name, p.container_id))
             ]
         )
+
+    async def _policies(self, _request: web.Request) -> web.Response:
+        agent = self._agent
+        rows = []
+        found = policy_rows(agent.store, agent.config.node_name, lambda kind, one: agent.place_of(kind, one.key))
+        for number, row in enumerate(found):
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+            rows.append(row)
+        return _json(rows)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Events as JSON lines until the client goes away; a client that is too slow loses events and is told."""

@@ -83,6 +83,8 @@ class Doctor:
         await self._check_table("wag_services", FrontendCheck(agent.tables), report, pace, repair)
         await self._check_table("wag_source_ranges", RangeCheck(agent.ranges), report, pace, repair)
         await self._check_endpoints(report, repair)
+        await pace.turn()
+        self._check_policies(report, repair)
         report.repaired = repair and not report.failed
         if repair:
             self.failed = report.failed
@@ -135,6 +137,16 @@ class Doctor:
             report.fail(f"the endpoint table cannot be checked: {error}")
             return
         report.checked["wag_endpoints, wag_netns"] = count
+        self._tell(report, found)
+
+    def _check_policies(self, report: Report, repair: bool) -> None:
+        """In one step: a change would look like drift."""
+        try:
+            count, found = self._agent.policies.check(repair=repair)
+        except (WaggleError, OSError) as error:
+            report.fail(f"the tables of policy cannot be checked: {error}")
+            return
+        report.checked["wag_policy, wag_classes"] = count
         self._tell(report, found)
 
     def _tell(self, report: Report, found: list[Drift]) -> None:

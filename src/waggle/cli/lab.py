@@ -126,7 +126,7 @@ def apply(
     grace: GraceOption = 2.0,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Apply Kubernetes manifests: Services, EndpointSlices and Pods.
+    """Apply Kubernetes manifests: Services, EndpointSlices, Pods, Namespaces, and policies.
 
     The command of a Pod's container runs on this machine's own file system, inside the pod's namespaces. Pods go to
     the node they name (spec.nodeName) or to the one with the fewest. Services without clusterIP or nodePort get one.

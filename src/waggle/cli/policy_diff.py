@@ -19,8 +19,6 @@ from waggle.model.policy_lint import Finding, lint
 from waggle.model.service import family_of
 from waggle.sources.policy_files import DEFAULT_POD_CIDR, PolicyFiles, read_policy_files
 
-app = typer.Typer(help="Network policies: what they say, and what a change of them changes.", no_args_is_help=True)
-
 EXIT_DIFFERS = 1
 EXIT_UNUSABLE = 2
 MOST_SHOWN = 12
@@ -33,7 +31,6 @@ WithPods = Annotated[
 PodCidr = Annotated[str, typer.Option("--pod-cidr", help="Where pods are that have no address yet.")]
 
 
-@app.command("diff")
 def diff(
     old: Annotated[Path, typer.Argument(help="File or directory of manifests; - is standard input.")],
     new: Annotated[Path, typer.Argument(help="The same, as it shall become.")],
@@ -75,7 +72,6 @@ def diff(
         raise typer.Exit(EXIT_DIFFERS)
 
 
-@app.command("check")
 def check(
     files: Annotated[list[Path], typer.Argument(help="Files or directories of manifests; - is standard input.")],
     more: WithPods = None,

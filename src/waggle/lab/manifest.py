@@ -32,7 +32,7 @@ class LabObject:
 
 
 def read_objects(files: Sequence[Path], say: Say) -> list[LabObject]:
-    """Every Service, EndpointSlice and Pod in `files`: files, directories, or "-" for standard input.
+    """Everything in `files` that waggle reads, but for Nodes: files, directories, or "-" for standard input.
 
     Other kinds are passed over, which is said. Raises LabError with everything that is wrong.
     """
@@ -55,7 +55,8 @@ def read_objects(files: Sequence[Path], say: Say) -> list[LabObject]:
     if errors:
         raise LabError("\n".join(["nothing was applied:", *errors]) if len(errors) > 1 else errors[0])
     if not found:
-        raise LabError("there is nothing for a lab in these files: no Service, EndpointSlice or Pod")
+        kinds = ", ".join(kind for kind in KINDS if kind != "Node")
+        raise LabError(f"there is nothing for a lab in these files: none of {kinds}")
     return list(found.values())
 
 
@@ -115,7 +116,10 @@ def _identity(document: dict[str, Any]) -> Identity:
 
 def _lab_object(identity: Identity, document: dict[str, Any]) -> LabObject:
     metadata = {key: value for key, value in document["metadata"].items() if key not in ("resourceVersion", "uid")}
-    metadata |= {"name": identity.key.name, "namespace": identity.key.namespace}
+    metadata["name"] = identity.key.name
+    metadata.pop("namespace", None)
+    if KINDS[identity.kind][2]:
+        metadata["namespace"] = identity.key.namespace
     # A lab has no controller that gives load balancers their addresses: manifests say them themselves.
     keeps_status = document.get("kind") == "Service"
     kept = {key: value for key, value in document.items() if key != "status" or keeps_status}

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import msgspec
 
-from waggle.model.meta import ObjectKey, ObjectMeta, Struct
-from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
+from waggle.model.meta import ObjectKey as ObjectKey
+from waggle.model.meta import ObjectMeta as ObjectMeta
+from waggle.model.meta import Struct
+from waggle.model.policy_objects import ClusterNetworkPolicy as ClusterNetworkPolicy
+from waggle.model.policy_objects import Namespace as Namespace
+from waggle.model.policy_objects import NetworkPolicy as NetworkPolicy
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"

@@ -1,8 +1,8 @@
 """The objects that say who may talk to whom, with only the fields waggle reads.
 
 NetworkPolicy is networking.k8s.io/v1; ClusterNetworkPolicy is policy.networking.k8s.io/v1alpha2, the successor of
-AdminNetworkPolicy and BaselineAdminNetworkPolicy. Absent and empty lists mean different things in NetworkPolicy, so they stay
-apart: no rules in a listed direction deny everything, a rule without peers allows every peer.
+AdminNetworkPolicy and BaselineAdminNetworkPolicy. Absent and empty lists mean different things in NetworkPolicy, so
+they stay apart: no rules in a listed direction deny everything, a rule without peers allows every peer.
 """
 
 from __future__ import annotations

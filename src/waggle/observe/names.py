@@ -59,6 +59,8 @@ class Names:
                         namespace = reference.namespace or piece.metadata.namespace
                         self._addresses[endpoint.addresses[0]] = f"pod {namespace}/{reference.name}"
         for pod in self._store.pods.values():
+            if pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
+                continue  # its address is the node's, or may be another pod's by now
             for entry in pod.status.pod_ips:
                 self._addresses[entry.ip] = f"pod {pod.key}"
         for local in self._local_pods():

@@ -268,4 +268,4 @@ def service_endpoints(store: Store, service: Service, port: ServicePort, family:
     slices = store.slices_of.get(service.key)
     if slices:
         return slice_endpoints(slices.values(), port, family)
-    return pod_endpoints(service, store.pods_in(service.metadata.namespace), port, family, store.zones)
+    return pod_endpoints(service, store.serving_pods_in(service.metadata.namespace), port, family, store.zones)

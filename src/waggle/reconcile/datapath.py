@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from waggle.abi._generated import CONFIG_LAYOUT, EndpointFlag, Netns, NetnsId, Uplink
+from waggle.abi._generated import CONFIG_LAYOUT, EndpointFlag, Netns, NetnsId, PolicyRequest, Uplink
 from waggle.abi._generated import Endpoint as EndpointValue
 from waggle.abi.address import is_ipv4, pack_address, pack_network, unpack_address
 from waggle.config import MAX_NON_MASQUERADE, AgentConfig
@@ -104,6 +104,7 @@ class Datapath:
         self._lab_id = -1
         self.beside_proxy = False  # flows of another proxy are under way; counts from the next `load` on
         self.nat_size = 0  # entries of the NAT table
+        self.knew_no_policies = False  # whoever had the node before `load`
         self._nat_tables: list[Map] = []  # those of the programs that were at work before
         self._xdp_refused: dict[str, str] = {}  # why XDP is not on an uplink
         self._xdp_rests: dict[str, str] = {}  # why it is there and leaves everything to tc
@@ -111,6 +112,8 @@ class Datapath:
         self._cookies: dict[str, int] = {}  # of pods' network namespaces, by host interface
         # what wag_endpoints and wag_netns should hold, nat_used apart: (whose it is, value) by key
         self._endpoints: dict[bytes, tuple[str, EndpointValue]] = {}
+        #: sets of policies (ingress, egress) of a pod's packed address; whoever changes them uses `assign_policies`
+        self.policies_of: Callable[[bytes], tuple[int, int]] = lambda _: (0, 0)
         self._netns: dict[bytes, tuple[str, Netns]] = {}
 
     # -- ownership ----------------------------------------------------------------------------------------------
@@ -175,6 +178,7 @@ class Datapath:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.nat_size = self.config.max_nat or nat_entries(memory, open_pinned(self.map_dir / "wag_nat"))
         self._constants = self._constants_for(node)
+        self.knew_no_policies = not (self.map_dir / "wag_policy_state").exists()
         for name in (*OBJECTS, "xdp") if self.config.xdp != "none" else OBJECTS:
             with BpfObject.open(name) as bpf:
                 bpf.configure(CONFIG_LAYOUT[name], self._constants)
@@ -239,6 +243,7 @@ class Datapath:
             "wag_backends": self.config.max_backends,
             "wag_nat": self.nat_size,
             "wag_nat_young": young_flows(self.nat_size),
+            "wag_conns": self.config.max_policy_flows,
         }
 
     def load_health(self) -> dict[str, Map]:
@@ -448,6 +453,8 @@ class Datapath:
             bytes.fromhex(pod.host_mac.replace(":", "")),
             0,
             int(NetnsId.UNKNOWN) if netns is None else netns,
+            0,
+            0,
         )
         with self._endpoint_lock:
             for address in pod.addresses:
@@ -522,7 +529,7 @@ class Datapath:
                 flags = int(EndpointFlag.NODE)
                 if serves_nodeports(address, self.config.nodeport_addresses, (node.ip4, node.ip6)):
                     flags |= EndpointFlag.NODEPORT
-                value = EndpointValue(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE)
+                value = EndpointValue(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE, 0, 0)
                 self._write_endpoint(pack_address(address), "node", value)
         self.set_netns(netns_cookie_of_self(), [address for address in (node.ip4, node.ip6) if address])
         self._node = node
@@ -539,8 +546,12 @@ class Datapath:
         )
 
     def _write_endpoint(self, key: bytes, owner: str, value: EndpointValue) -> None:
-        """Writes an endpoint unless it is there; keeps nat_used, which only programs write."""
+        """Writes an endpoint unless it is there; keeps nat_used, which only programs write. A pod has the policies that
+        `policies_of` says from its first packet on."""
         self._endpoints[key] = owner, value
+        if value.flags & EndpointFlag.POD:
+            ingress, egress = self.policies_of(key)
+            value = value._replace(ingress_policy=ingress, egress_policy=egress)
         endpoints = self.maps["wag_endpoints"]
         raw = endpoints.lookup(key)
         if raw is not None:
@@ -552,6 +563,26 @@ class Datapath:
             value = value._replace(nat_used=1)  # it may have been here before, and have flows
         endpoints.update(key, value.pack())
 
+    def load_policy_assignment(self) -> None:
+        """Loads the program that gives a pod's address its policies."""
+        with BpfObject.open("policy") as bpf:
+            load_pinned(bpf, self.map_dir, self._sizes())
+            self._programs.update(bpf.programs)
+
+    def assign_policies(self, addresses: Iterable[str] | None = None) -> None:
+        """Gives addresses of pods, or all of them, the policies that `policies_of` says. In place: programs write to
+        these entries too."""
+        with self._endpoint_lock:
+            pods = {key for key, (_, value) in self._endpoints.items() if value.flags & EndpointFlag.POD}
+            for key in pods if addresses is None else pods & set(map(pack_address, addresses)):
+                request = PolicyRequest(key, *self.policies_of(key))
+                run_syscall(self._programs["wag_policy_assign"], request.pack())
+
+    def policies_in_force(self) -> dict[bytes, tuple[int, int]]:
+        """Sets of policies (ingress, egress) by packed address, of all pods."""
+        found = ((key, EndpointValue.unpack(raw)) for key, raw in self.maps["wag_endpoints"].dump())
+        return {key: (v.ingress_policy, v.egress_policy) for key, v in found if v.flags & EndpointFlag.POD}
+
     def check_endpoints(self, pods: Iterable[PodInterface], *, repair: bool) -> tuple[int, list[Drift]]:
         """How many entries of wag_endpoints and wag_netns were looked at, and those that were not as they should be.
 
@@ -561,7 +592,7 @@ class Datapath:
         known = {pack_address(str(address)) for pod in pods for address in pod.addresses}
         with self._endpoint_lock:
             endpoints, netns = self.maps["wag_endpoints"], self.maps["wag_netns"]
-            found = {key: EndpointValue.unpack(raw)._replace(nat_used=0) for key, raw in endpoints.dump()}
+            found = {key: _place(EndpointValue.unpack(raw)) for key, raw in endpoints.dump()}
             drifts = [
                 Drift("wag_endpoints", *wrong) for wrong in _compare(found, self._endpoints, known, unpack_address)
             ]
@@ -585,6 +616,11 @@ class Datapath:
     def map_memory(self) -> dict[str, int]:
         """Bytes of kernel memory by map."""
         return {name: item.memory_bytes() for name, item in self.maps.items()}
+
+
+def _place(value: EndpointValue) -> EndpointValue:
+    """What of an endpoint is this class's to say."""
+    return value._replace(nat_used=0, ingress_policy=0, egress_policy=0)
 
 
 def _compare(

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from waggle.model.objects import (
     KINDS,
     SERVICE_NAME_LABEL,
+    ClusterNetworkPolicy,
     ContainerPort,
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    NetworkPolicy,
     Node,
     Object,
     ObjectMeta,
@@ -34,19 +35,13 @@ from waggle.model.objects import (
 from waggle.model.service import IPNetwork
 from waggle.sources import name_rules
 from waggle.sources.name_rules import family_of, special_address
+from waggle.sources.policy_admission import Violation, completed_policy, policy_violations
 from waggle.sources.yaml_documents import Path
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 MAX_ENDPOINTS = 1000
 MAX_ADDRESSES = 100
 MAX_SLICE_PORTS = 20_000
-
-
-class Violation(NamedTuple):
-    """What is wrong with an object, and the path of the value at fault."""
-
-    path: Path
-    reason: str
 
 
 # -- defaults -------------------------------------------------------------------------------------------------------
@@ -64,6 +59,8 @@ def completed(obj: Object) -> Object:
         obj = replace(obj, metadata=replace(metadata, namespace=namespace, resource_version=""))
     if isinstance(obj, Service):
         return _completed_service(obj)
+    if isinstance(obj, (NetworkPolicy, ClusterNetworkPolicy)):
+        return completed_policy(obj)
     if isinstance(obj, EndpointSlice) and obj.ports:
         # The proxy ignores a port without a name; the apiserver makes it "".
         return replace(obj, ports=[replace(p, name=p.name or "", protocol=p.protocol or "TCP") for p in obj.ports])
@@ -111,10 +108,12 @@ def violations(obj: Object) -> Iterator[Violation]:
             yield from _node(obj)
         case ServiceCIDR():
             yield from _service_cidr(obj)
+        case NetworkPolicy() | ClusterNetworkPolicy():
+            yield from policy_violations(obj)
 
 
 def _metadata(metadata: ObjectMeta, kind: str) -> Iterator[Violation]:
-    rule = name_rules.label if kind == "Service" else name_rules.subdomain
+    rule = name_rules.label if kind in ("Service", "Namespace") else name_rules.subdomain
     if reason := rule(metadata.name):
         yield Violation(("metadata", "name"), reason)
     if metadata.namespace and (reason := name_rules.label(metadata.namespace)):

@@ -4,8 +4,11 @@ The loop: list in chunks → hand the complete list to the store → watch from 
 ends, watch again from the last version seen. A new list is needed only where the API cannot say what happened since:
 410 Gone, or a history that went backwards (etcd restored from a backup).
 
+An optional resource may be missing: that the API does not know it is an answer too, and means that there are none.
+
 Invariants:
-- Nothing is deleted from the store by a failure. Only a DELETED event or a complete newer list removes an object.
+- Nothing is deleted from the store by a failure. Only a DELETED event or a complete newer list removes an object, or an
+  optional resource that is missing twice: an apiserver that has just started may not know all of its resources yet.
 - An object that does not fit the types is refused on its own; what the store knew of it before stays.
 - Every failure is retried: with exponential backoff up to `Timing.backoff_most`, jittered so that the nodes of a
   cluster do not come back in step, and never earlier than a Retry-After asked for.
@@ -26,13 +29,13 @@ from waggle.sources.apiserver import ApiServer
 from waggle.sources.collector import paused_collector
 from waggle.sources.problem import Problem, ProblemSet
 from waggle.sources.wire import Event, Refused, Wire
-from waggle.store.store import Store
+from waggle.store.store import API, Store
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Object)
 
-ORIGIN = "kubernetes"
+ORIGIN = API
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Timing:
     backoff_most: float = 15.0
     healthy: float = 10.0  # a watch that lasted this long starts the backoff anew
     retry_after_most: float = 120.0  # a server that asks for more is asked again after this
-    absent: float = 300.0  # between two looks for an optional resource: it may come with an upgrade
+    absent: float = 60.0  # between two looks for an optional resource: it may come with an upgrade, or be installed
+    unwanted: float = 60.0  # what nobody needs any more is followed for so long: the next one may need it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,14 @@ class Backoff:
 
 
 class Informer(Generic[T]):
-    """Keeps the store in step with one resource. `synced` is set when its first complete list is in the store."""
+    """Keeps the store in step with one resource. `synced` is set when its first complete list is in the store,
+    `answered` with it, or when the API has said that it has no such resource."""
 
     def __init__(
         self, api: ApiServer, store: Store, resource: Resource[T], problems: ProblemSet, timing: Timing | None = None
     ) -> None:
         self.synced = asyncio.Event()
+        self.answered = asyncio.Event()
         self.lists = 0  # complete lists, watches that opened, events: for metrics
         self.watches = 0
         self.events = 0
@@ -96,13 +102,8 @@ class Informer(Generic[T]):
         self._timing = timing or Timing()
         self._wire: Wire[T] = Wire(resource.kind)
         self._kind = resource.kind.__name__
-        rows: dict[str, Any] = {
-            "Service": store.services,
-            "EndpointSlice": store.slices,
-            "Node": store.nodes,
-            "ServiceCIDR": store.service_cidrs,
-        }
-        self._rows: Mapping[ObjectKey, T] = rows[self._kind]
+        rows: Any = store.rows(self._kind)
+        self._rows: Mapping[ObjectKey, T] = rows
         self._backoff = Backoff(self._timing.backoff_least, self._timing.backoff_most)
         self._server = ""
         self._version = ""  # where the next watch starts; "" = a list is needed first
@@ -111,6 +112,7 @@ class Informer(Generic[T]):
         self._refused: dict[ObjectKey, str] = {}
         self._delay = 0.0  # before the next attempt
         self._list_unproven = False  # no watch from the last list's version was accepted yet
+        self._missing = False  # the API said so, and nothing else since
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -176,7 +178,9 @@ class Informer(Generic[T]):
         self.lists += 1
         self._works()
         self._report_refused()
+        self._missing = False
         self.synced.set()
+        self.answered.set()
         log.info("listed %d %s at version %s", len(objects), self._name, version)
 
     def _known(self, obj: T) -> T:
@@ -219,6 +223,7 @@ class Informer(Generic[T]):
         try:
             async with self._api.lines(self._resource.path, parameters, timing.idle) as lines:
                 started = loop.time()
+                self._missing = False
                 # a watch may be silent for long: that it holds is enough to say that it works
                 holds = loop.call_later(timing.healthy, self._problems.clear, self._scope("watch"))
                 self.watches += 1
@@ -278,6 +283,14 @@ class Informer(Generic[T]):
         self._list_unproven = False
         self._problems.clear(self._scope("watch"))
 
+    def forget(self) -> None:
+        """Takes out of the store all that the API said of this resource."""
+        self._store.replace(self._kind, [], ORIGIN)
+        self._version = ""
+        self._refused = {}
+        for part in ("reach", "watch", "objects"):
+            self._problems.clear(self._scope(part))
+
     @property
     def optional(self) -> bool:
         """Whether it may be missing."""
@@ -302,9 +315,14 @@ class Informer(Generic[T]):
             self._delay = self._backoff.delay() if self._list_unproven else soon
             return
         if error.status == 404 and self._resource.optional:
-            log.info("the API has no %s; looking again every %.0f s", self._name, self._timing.absent)
+            if not self._missing:
+                log.info("the API has no %s; looking again every %.0f s", self._name, self._timing.absent)
             self._works()
-            self._delay = self._timing.absent
+            self._delay = random.uniform(0.8, 1.2) * self._timing.absent
+            if self._missing and self._version:
+                self.forget()
+            self._missing = True
+            self.answered.set()
             return
         self._delay = max(self._backoff.delay(), min(error.retry_after, self._timing.retry_after_most))
         if part == "reach":

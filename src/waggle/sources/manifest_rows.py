@@ -111,6 +111,12 @@ class ManifestRows:
             found.setdefault(file, []).append(Problem(str(identity), reason, file, placed.line))
         return found
 
+    def line_of(self, identity: Identity) -> int | None:
+        """The line of an object in the file that owns it."""
+        owner = self._store.owner(*identity) or ""
+        placed = self._files.get(owner.removeprefix(_ORIGIN), {}).get(identity)
+        return placed.line if placed is not None else None
+
     def _where(self, first: str, identity: Identity) -> str:
         placed = self._files.get(first, {}).get(identity)
         return f"{first}:{placed.line}" if placed is not None and placed.line else first

@@ -22,11 +22,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from waggle.model.objects import ObjectKey
 from waggle.sources.cluster_addresses import ClusterAddresses
 from waggle.sources.directory_watch import DirectoryWatch, Hints
 from waggle.sources.manifest_file import Absent, Parsed, Reading, Signature, Unusable, read_manifest
 from waggle.sources.manifest_rows import ManifestRows
 from waggle.sources.problem import Problem, ProblemSet
+from waggle.sources.yaml_objects import Identity
 from waggle.store.store import Store
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -69,6 +71,7 @@ class ManifestSource:
         resync: float = 60.0,
     ) -> None:
         self.synced = asyncio.Event()
+        self.policies_synced = self.synced  # files hold everything at once
         self._directory = directory.absolute()
         self._grace = grace
         self._resync = resync
@@ -95,6 +98,10 @@ class ManifestSource:
     def notes(self) -> list[Problem]:
         """What is fine but worth knowing: kinds that are passed over, Services without an address."""
         return self._notes.all()
+
+    def line_of(self, kind: str, key: ObjectKey) -> int | None:
+        """The line in which an object begins that a file gives; None where none does, or nobody looked for it."""
+        return self._rows.line_of(Identity(kind, key))
 
     async def run(self) -> None:
         """Follow the directory until cancelled."""

@@ -8,12 +8,14 @@ Source: staging/src/k8s.io/apimachinery/pkg/util/validation of Kubernetes 1.36; 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _WORD = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _PORT_NAME = re.compile(r"(?!.*--)(?=.*[a-z])[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 
 
@@ -98,3 +100,27 @@ def special_address(text: str) -> str:
     if packed[0] == 0xFF:
         return "a multicast address"
     return ""
+
+
+def range_fault(text: str) -> str:
+    """Why `text` is no address range; "" where it is one."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        return f"{shown(text)} is not an address range such as 10.244.1.0/24"
+    if "/" not in text:
+        return f"{shown(text)} has no prefix length: for this address alone, write {interface.network}"
+    if interface.ip != interface.network.network_address:
+        return f"{text} has bits set beyond its prefix; the range is {interface.network}"
+    if isinstance(interface, ipaddress.IPv6Interface) and interface.ip.ipv4_mapped is not None:
+        return f"{text} is an IPv4 range in IPv6 notation; write it as IPv4"
+    return ""
+
+
+def plain_range(text: str) -> str:
+    """An address range as everybody reads it: before Kubernetes 1.36, apiservers took bits beyond the prefix and
+    zeros before decimal numbers, and what they took they keep. What is no range stays as it is."""
+    try:
+        return str(ipaddress.ip_network(text if ":" in text else _LEADING_ZEROS.sub("", text), strict=False))
+    except ValueError:
+        return text

@@ -3,10 +3,11 @@
 `decode_list` and `decode_event` parse JSON into `waggle.model.objects` with no dict in between; fields the structs do
 not have (managedFields, for one) are skipped while parsing and never become Python objects. What is decoded but not
 read by anybody is dropped again before the object is handed out:
-- annotations, which hold whole documents (kubectl's last-applied-configuration);
+- annotations, which hold whole documents (kubectl's last-applied-configuration), but for the one that policies have;
 - metadata.resourceVersion, which belongs to the watch, not to the row: without it two versions of an object are equal
   exactly if they say the same, also when a restored etcd numbers its revisions anew;
 - labels of Services and EndpointSlices beyond those that Kubernetes' own proxy rules read.
+A pod has hundreds of fields and is decoded in a shape of its own: what policies ask of a peer, and no containers.
 Repeated strings (node, zone, namespace, protocol, port names) and whole condition structs become one shared object
 each, so that 100,000 endpoints cost what differs between them.
 
@@ -27,18 +28,29 @@ from waggle.model.objects import (
     HEADLESS_LABEL,
     SERVICE_NAME_LABEL,
     SERVICE_PROXY_NAME_LABEL,
+    ClusterNetworkPolicy,
+    Container,
+    ContainerPort,
     EndpointHints,
     EndpointSlice,
     NamedHint,
+    Namespace,
+    NetworkPolicy,
     Node,
     Object,
     ObjectKey,
     ObjectMeta,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
     Service,
     ServiceCIDR,
     ServiceStatus,
 )
+from waggle.model.policy_objects import AUDIT_ANNOTATION
 from waggle.sources.apiserver import Status, status_error
+from waggle.sources.name_rules import plain_range
 
 T = TypeVar("T", bound=Object)
 
@@ -124,11 +136,11 @@ class Wire(Generic[T]):
     """Decoders of one kind."""
 
     def __init__(self, kind: type[T]) -> None:
-        self._list = msgspec.json.Decoder(_List[kind])  # type: ignore[valid-type]  # a run-time type argument
-        events: Any = _Added[kind] | _Modified[kind] | _Deleted[kind] | _Bookmark | _Error  # type: ignore[valid-type]
-        self._event = msgspec.json.Decoder(events)
-        self._object = msgspec.json.Decoder(kind)
-        self._shrink: Callable[[T], None] = _SHRINK[kind]
+        shape: Any = _PodOnWire if kind is Pod else kind
+        self._list = msgspec.json.Decoder(_List[shape])
+        self._event = msgspec.json.Decoder(_Added[shape] | _Modified[shape] | _Deleted[shape] | _Bookmark | _Error)
+        self._object = msgspec.json.Decoder(shape)
+        self._shrunk: Callable[[Any], T] = _SHRUNK[kind]
 
     def decode_list(self, body: bytes) -> Page[T]:
         """A chunk of a list. Raises ApiError where the body is no list."""
@@ -138,11 +150,7 @@ class Wire(Generic[T]):
             return self._decode_list_one_by_one(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError(f"the API's answer is not JSON: {error}") from error
-        objects = chunk.items or []
-        shrink = self._shrink
-        for obj in objects:
-            shrink(obj)
-        return Page(objects, chunk.metadata.resource_version, chunk.metadata.token)
+        return Page(list(map(self._shrunk, chunk.items or ())), chunk.metadata.resource_version, chunk.metadata.token)
 
     def _decode_list_one_by_one(self, body: bytes) -> Page[T]:
         try:
@@ -156,8 +164,7 @@ class Wire(Generic[T]):
             except msgspec.ValidationError as error:
                 page.refused.append(Refused(_key_of(_bare(item)), str(error)))
                 continue
-            self._shrink(obj)
-            page.objects.append(obj)
+            page.objects.append(self._shrunk(obj))
         return page
 
     def decode_event(self, line: bytes) -> Event[T]:
@@ -171,10 +178,9 @@ class Wire(Generic[T]):
         match event:
             case _Added(object=obj) | _Modified(object=obj):
                 version = obj.metadata.resource_version
-                self._shrink(obj)
-                return Event(version, changed=obj)
+                return Event(version, changed=self._shrunk(obj))
             case _Deleted(object=obj):
-                return Event(obj.metadata.resource_version, deleted=obj.key)
+                return Event(obj.metadata.resource_version, deleted=_key_of(obj.metadata))
             case _Bookmark(object=bare):
                 return Event(bare.metadata.resource_version)
             case _Error(object=status):
@@ -259,7 +265,7 @@ def _shrink_meta(meta: ObjectMeta, *, all_labels: bool) -> None:
         force_setattr(meta, "labels", kept or None)
 
 
-def _shrink_service(service: Service) -> None:
+def _shrunk_service(service: Service) -> Service:
     _shrink_meta(service.metadata, all_labels=False)
     spec = service.spec
     for name in ("type", "session_affinity", "internal_traffic_policy", "external_traffic_policy"):
@@ -275,9 +281,10 @@ def _shrink_service(service: Service) -> None:
     for port in spec.ports:
         force_setattr(port, "name", _strings[port.name])
         force_setattr(port, "protocol", _strings[port.protocol])
+    return service
 
 
-def _shrink_slice(piece: EndpointSlice) -> None:
+def _shrunk_slice(piece: EndpointSlice) -> EndpointSlice:
     # 100,000 times each: locals are a third faster
     put, strings, structs, shared_hints = force_setattr, _strings, _structs, _hints
     _shrink_meta(piece.metadata, all_labels=False)
@@ -296,21 +303,156 @@ def _shrink_slice(piece: EndpointSlice) -> None:
         if target is not None:
             put(target, "kind", strings[target.kind])
             put(target, "namespace", strings[target.namespace])
+    return piece
 
 
-def _shrink_node(node: Node) -> None:
+def _shrunk_node(node: Node) -> Node:
     _shrink_meta(node.metadata, all_labels=True)
     for address in node.status.addresses:
         force_setattr(address, "type", _strings[address.type])
+    return node
 
 
-def _shrink_service_cidr(entry: ServiceCIDR) -> None:
+def _shrunk_service_cidr(entry: ServiceCIDR) -> ServiceCIDR:
     _shrink_meta(entry.metadata, all_labels=False)
+    return entry
 
 
-_SHRINK: Final[dict[type, Callable[[Any], None]]] = {
-    Service: _shrink_service,
-    EndpointSlice: _shrink_slice,
-    Node: _shrink_node,
-    ServiceCIDR: _shrink_service_cidr,
+def _shrunk_namespace(namespace: Namespace) -> Namespace:
+    _shrink_meta(namespace.metadata, all_labels=True)
+    return namespace
+
+
+def _shrink_policy_meta(meta: ObjectMeta) -> None:
+    audit = (meta.annotations or {}).get(AUDIT_ANNOTATION)
+    _shrink_meta(meta, all_labels=False)
+    if audit is not None:
+        force_setattr(meta, "annotations", {AUDIT_ANNOTATION: audit})
+
+
+def _shrunk_policy(policy: NetworkPolicy) -> NetworkPolicy:
+    _shrink_policy_meta(policy.metadata)
+    peers = [peer for rule in policy.spec.ingress or () for peer in rule.from_ or ()]
+    peers += [peer for rule in policy.spec.egress or () for peer in rule.to or ()]
+    for peer in peers:
+        if peer.ip_block is not None:
+            force_setattr(peer.ip_block, "cidr", plain_range(peer.ip_block.cidr))
+            peer.ip_block.except_[:] = map(plain_range, peer.ip_block.except_)
+    return policy
+
+
+def _shrunk_cluster_policy(policy: ClusterNetworkPolicy) -> ClusterNetworkPolicy:
+    _shrink_policy_meta(policy.metadata)
+    for rule in policy.spec.egress:
+        for peer in rule.to:
+            if peer.networks:
+                peer.networks[:] = map(plain_range, peer.networks)
+    return policy
+
+
+# -- pods as peers ----------------------------------------------------------------------------------------------
+#
+# There are more of them than of anything else, so they are made of shared parts: pods of one template have the same
+# ports, and mostly the same labels.
+
+
+class _PodMeta(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    name: str = ""
+    namespace: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] | None = None
+
+
+class _PortOnWire(msgspec.Struct, rename="camel", gc=False):
+    container_port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class _ContainerOnWire(msgspec.Struct, rename="camel", gc=False):
+    ports: list[_PortOnWire] | None = None
+    restart_policy: str = ""
+
+
+class _PodSpecOnWire(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    node_name: str = ""
+    host_network: bool = False
+    containers: list[_ContainerOnWire] = []
+    init_containers: list[_ContainerOnWire] | None = None
+
+
+class _AddressOnWire(msgspec.Struct, gc=False):
+    ip: str
+
+
+class _PodStatusOnWire(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    phase: str = ""
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: list[_AddressOnWire] | None = msgspec.field(default=None, name="podIPs")
+
+
+class _PodOnWire(msgspec.Struct, frozen=True, gc=False):
+    metadata: _PodMeta
+    spec: _PodSpecOnWire = _PodSpecOnWire()
+    status: _PodStatusOnWire = _PodStatusOnWire()
+
+
+_LABELS_LIMIT = 1 << 12  # pods of Jobs have labels of their own, and come and go
+_labels: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+_ports: dict[tuple[tuple[str, str, int], ...], list[Container]] = {}
+_NONE: Final[list[Any]] = []  # an empty list costs 56 bytes; nobody writes to those of a row
+
+
+def _pod(wire: _PodOnWire) -> Pod:
+    """What is left out: containers without named ports, host ports (CNI requests say them), conditions."""
+    meta, spec, status = wire.metadata, wire.spec, wire.status
+    addresses = [entry.ip for entry in status.pod_ips or ()] or ([status.pod_ip] if status.pod_ip else [])
+    return Pod(
+        ObjectMeta(meta.name, _strings[meta.namespace], labels=_shared_labels(meta.labels)),
+        PodSpec(_strings[spec.node_name], spec.host_network, _named_ports(spec), _NONE),
+        PodStatus(
+            _strings[status.phase],
+            addresses[0] if addresses else "",
+            [PodIP(address) for address in addresses] if addresses else _NONE,
+            conditions=_NONE,
+        ),
+    )
+
+
+def _shared_labels(labels: dict[str, str] | None) -> dict[str, str] | None:
+    if not labels:
+        return None
+    items = tuple(labels.items())
+    found = _labels.get(items)
+    if found is None:
+        if len(_labels) >= _LABELS_LIMIT:
+            _labels.clear()
+        found = _labels[items] = {_strings[name]: value for name, value in items}
+    return found
+
+
+def _named_ports(spec: _PodSpecOnWire) -> list[Container]:
+    """All in one container: names mean the same wherever in the pod they stand. Init containers that go on count."""
+    running = [*spec.containers, *(c for c in spec.init_containers or () if c.restart_policy == "Always")]
+    named = tuple((p.name, p.protocol, p.container_port) for c in running for p in c.ports or () if p.name)
+    if not named:
+        return _NONE
+    found = _ports.get(named)
+    if found is None:
+        if len(_ports) >= _LABELS_LIMIT:
+            _ports.clear()
+        ports = [ContainerPort(number, _strings[name], _strings[protocol]) for name, protocol, number in named]
+        found = _ports[named] = [Container(command=_NONE, args=_NONE, env=_NONE, ports=ports)]
+    return found
+
+
+_SHRUNK: Final[dict[type, Callable[[Any], Any]]] = {
+    Service: _shrunk_service,
+    EndpointSlice: _shrunk_slice,
+    Node: _shrunk_node,
+    ServiceCIDR: _shrunk_service_cidr,
+    Namespace: _shrunk_namespace,
+    NetworkPolicy: _shrunk_policy,
+    ClusterNetworkPolicy: _shrunk_cluster_policy,
+    Pod: _pod,
 }

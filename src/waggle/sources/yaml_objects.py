@@ -19,8 +19,10 @@ from waggle.model.objects import KINDS, Object, ObjectKey, kind_of
 from waggle.sources.admission import completed, remarks, violations
 from waggle.sources.name_rules import shown
 from waggle.sources.problem import Problem
+from waggle.sources.unknown_fields import unknown_fields
 from waggle.sources.yaml_documents import Document, Path, read_documents
 from waggle.sources.yaml_values import SyntaxFault
+from waggle.store.store import POLICY_KINDS
 
 #: A file larger than this is not read. The apiserver's own limit for one request is 3 MiB.
 MAX_FILE_SIZE = 8 << 20
@@ -153,6 +155,8 @@ class _Reader:
             identity = self._identity(value, kind, path)
             subject = _printable(str(identity))
             obj = self._typed(value, kind, path)
+            if kind in POLICY_KINDS:
+                self._refuse_unknown(value, kind, path)
             self._keep(obj, path)
         except _Refused as refused:
             error = ObjectError(str(refused), file=self._file, line=self._line(refused.path), subject=subject)
@@ -212,6 +216,12 @@ class _Reader:
             return msgspec.convert(value, struct)
         except msgspec.ValidationError as error:
             raise self._decode_fault(str(error), value, path) from error
+
+    def _refuse_unknown(self, value: dict[str, Any], kind: str, path: Path) -> None:
+        whole = {key: part for key, part in value.items() if key not in ("apiVersion", "kind", "metadata", "status")}
+        for where, known in unknown_fields(whole, KINDS[kind][1]):
+            fields = ", ".join(field for field in known if field != "metadata")
+            raise _Refused(f"{_dotted(where)}: there is no such field; there is {fields}", (*path, *where))
 
     def _keep(self, obj: Object, path: Path) -> None:
         obj = completed(obj)

@@ -4,6 +4,8 @@ Sources call `upsert`, `delete` and `replace`; the agent calls `take_changes` an
 now. One object may be known from several origins (a file and the API): the first origin that named it owns it, the
 others are remembered and take over when the owner lets go, so that deleting a file never deletes what the API says.
 
+Pods of the API are peers of policies and nothing else: what serves a Service, an apiserver says in EndpointSlices.
+
 Everything runs in one thread (the agent's event loop).
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -19,7 +22,10 @@ from waggle.model.objects import (
     KINDS,
     TRIGGER_TIME_ANNOTATION,
     ZONE_LABEL,
+    ClusterNetworkPolicy,
     EndpointSlice,
+    Namespace,
+    NetworkPolicy,
     Node,
     Object,
     ObjectKey,
@@ -28,6 +34,12 @@ from waggle.model.objects import (
     ServiceCIDR,
     kind_of,
 )
+
+T = TypeVar("T")
+
+#: The origin of what an apiserver says.
+API = "kubernetes"
+POLICY_KINDS = ("NetworkPolicy", "ClusterNetworkPolicy")
 
 
 @dataclass(slots=True)
@@ -41,9 +53,18 @@ class Changes:
     # Service → for each change that is no deletion, when its cause happened, as the object says; "" where it does not
     triggers: dict[ObjectKey, list[str]] = field(default_factory=dict)
     service_cidrs: set[ObjectKey] = field(default_factory=set)
+    namespaces: set[ObjectKey] = field(default_factory=set)
+    policies: set[ObjectKey] = field(default_factory=set)  # NetworkPolicies
+    cluster_policies: set[ObjectKey] = field(default_factory=set)
+    pod_nodes: set[str] = field(default_factory=set)  # names of the nodes that the changed pods are or were on
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.nodes or self.pods or self.service_cidrs)
+        return bool(self.services or self.nodes or self.pods or self.service_cidrs or self.for_policy)
+
+    @property
+    def for_policy(self) -> bool:
+        """Whether what policies mean may have changed."""
+        return bool(self.policies or self.cluster_policies or self.namespaces or self.pods or self.nodes)
 
 
 class Store:
@@ -55,11 +76,18 @@ class Store:
         self.pods: dict[ObjectKey, Pod] = {}
         self.nodes: dict[ObjectKey, Node] = {}
         self.service_cidrs: dict[ObjectKey, ServiceCIDR] = {}
+        self.namespaces: dict[ObjectKey, Namespace] = {}
+        self.policies: dict[ObjectKey, NetworkPolicy] = {}
+        self.cluster_policies: dict[ObjectKey, ClusterNetworkPolicy] = {}
         self.zones: dict[str, str] = {}  # node name → zone, of nodes that have one
         self.slices_of: dict[ObjectKey, dict[ObjectKey, EndpointSlice]] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.on_demand: Callable[[], None] = lambda: None  # the first policy has come, or the last has gone
         self._selecting: dict[str, set[ObjectKey]] = {}  # namespace → Services that have a selector
         self._pods_in: dict[str, dict[ObjectKey, Pod]] = {}
+        self._pods_on: dict[str, dict[ObjectKey, Pod]] = {}  # by node name; "" while a pod has no node
+        self._serving_in: dict[str, dict[ObjectKey, Pod]] = {}  # those that Services may select
+        self._policies_in: dict[str, dict[ObjectKey, NetworkPolicy]] = {}
         self._origins: dict[tuple[str, ObjectKey], dict[str, Object]] = {}  # only where an origin other than the owner
         self._owner: dict[str, dict[ObjectKey, str]] = {kind: {} for kind in KINDS}
         self._changes = Changes()
@@ -67,6 +95,23 @@ class Store:
     def pods_in(self, namespace: str) -> Iterable[Pod]:
         """All pods of one namespace."""
         return self._pods_in.get(namespace, {}).values()
+
+    def pods_on(self, node: str) -> Iterable[Pod]:
+        """All pods of one node."""
+        return self._pods_on.get(node, {}).values()
+
+    def serving_pods_in(self, namespace: str) -> Iterable[Pod]:
+        """The pods of one namespace that Services without EndpointSlices select among: all but the API's."""
+        return self._serving_in.get(namespace, {}).values()
+
+    def policies_in(self, namespace: str) -> Iterable[NetworkPolicy]:
+        """All NetworkPolicies of one namespace."""
+        return self._policies_in.get(namespace, {}).values()
+
+    @property
+    def has_policies(self) -> bool:
+        """Whether there is any policy; without one nobody reads the API's pods and namespaces."""
+        return bool(self.policies or self.cluster_policies)
 
     def upsert(self, obj: Object, origin: str) -> None:
         """Record `obj` as `origin` has it now. An equal object is no change."""
@@ -93,7 +138,7 @@ class Store:
             if not others:
                 del self._origins[kind, key]
             self._owner[kind][key] = heir
-            self._put(kind, key, obj)
+            self._put(kind, key, obj, other_owner=API in (origin, heir))
             return
         del self._owner[kind][key]
         self._remove(kind, key)
@@ -138,32 +183,47 @@ class Store:
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
-    def _put(self, kind: str, key: ObjectKey, obj: Object) -> None:
-        rows: dict[ObjectKey, Object] = self._rows(kind)
+    def _put(self, kind: str, key: ObjectKey, obj: Object, *, other_owner: bool = False) -> None:
+        rows = self.rows(kind)
         old = rows.get(key)
         if old is not None and _same(old, obj):
+            if other_owner and isinstance(old, Pod):  # it says the same, but may no longer serve, or only now
+                self._index_serving(key, old, False)
+                self._index_serving(key, old, True)
+                self.on_change()
             return
+        had_policies = self.has_policies
         rows[key] = obj
-        self._index(old, obj)
-        self.on_change()
+        self._index(key, old, obj)
+        self._announce(kind, had_policies)
 
     def _remove(self, kind: str, key: ObjectKey) -> None:
-        old = self._rows(kind).pop(key, None)
+        had_policies = self.has_policies
+        old = self.rows(kind).pop(key, None)
         if old is not None:
-            self._index(old, None)
-            self.on_change()
+            self._index(key, old, None)
+            self._announce(kind, had_policies)
 
-    def _rows(self, kind: str) -> dict[ObjectKey, Object]:
+    def _announce(self, kind: str, had_policies: bool) -> None:
+        if kind in POLICY_KINDS and self.has_policies != had_policies:
+            self.on_demand()  # first: who plans for the change must see that not all is known
+        self.on_change()
+
+    def rows(self, kind: str) -> dict[ObjectKey, Object]:
+        """All objects of a kind, by key. Only to be read."""
         rows: object = {
             "Service": self.services,
             "EndpointSlice": self.slices,
             "Pod": self.pods,
             "Node": self.nodes,
             "ServiceCIDR": self.service_cidrs,
+            "Namespace": self.namespaces,
+            "NetworkPolicy": self.policies,
+            "ClusterNetworkPolicy": self.cluster_policies,
         }[kind]
         return rows  # type: ignore[return-value]  # one dict per kind; the caller pairs kind and object
 
-    def _index(self, old: Object | None, new: Object | None) -> None:
+    def _index(self, key: ObjectKey, old: Object | None, new: Object | None) -> None:
         self._count(old, new)
         for obj, present in ((old, False), (new, True)):
             match obj:
@@ -172,11 +232,18 @@ class Store:
                 case EndpointSlice():
                     self._index_slice(obj, present)
                 case Pod():
-                    self._index_pod(obj, present)
+                    self._index_pod(key, obj, present)
                 case Node():
                     self._index_node(obj, present)
                 case ServiceCIDR():
-                    self._changes.service_cidrs.add(obj.key)
+                    self._changes.service_cidrs.add(key)
+                case Namespace():
+                    self._changes.namespaces.add(key)
+                case NetworkPolicy():
+                    _place(self._policies_in, key.namespace, key, obj if present else None)
+                    self._changes.policies.add(key)
+                case ClusterNetworkPolicy():
+                    self._changes.cluster_policies.add(key)
 
     def _count(self, old: Object | None, new: Object | None) -> None:
         obj = new or old
@@ -220,20 +287,39 @@ class Store:
                 self.slices_of.pop(service, None)
         self._changes.services.add(service)
 
-    def _index_pod(self, pod: Pod, present: bool) -> None:
-        pods = self._pods_in.setdefault(pod.metadata.namespace, {})
-        if present:
-            pods[pod.key] = pod
-        else:
-            pods.pop(pod.key, None)
-        self._changes.pods.add(pod.key)
+    def _index_pod(self, key: ObjectKey, pod: Pod, present: bool) -> None:
+        now = pod if present else None
+        node = pod.spec.node_name
+        _place(self._pods_in, key.namespace, key, now)
+        _place(self._pods_on, node, key, now)
+        self._changes.pods.add(key)
+        self._changes.pod_nodes.add(node)
+        self._index_serving(key, pod, present)
+
+    def _index_serving(self, key: ObjectKey, pod: Pod, present: bool) -> None:
+        namespace = key.namespace
+        serves = self._owner["Pod"].get(key) != API if present else key in self._serving_in.get(namespace, ())
+        if not serves:
+            return
+        _place(self._serving_in, namespace, key, pod if present else None)
         labels = pod.metadata.labels or {}
-        for key in self._selecting.get(pod.metadata.namespace, ()):
-            selector = self.services[key].spec.selector or {}
+        for service in self._selecting.get(namespace, ()):
+            selector = self.services[service].spec.selector or {}
             if selector.items() <= labels.items():
-                self._changes.services.add(key)
+                self._changes.services.add(service)
                 if present:
-                    self._changes.triggers.setdefault(key, []).append("")
+                    self._changes.triggers.setdefault(service, []).append("")
+
+
+def _place(index: dict[str, dict[ObjectKey, T]], at: str, key: ObjectKey, obj: T | None) -> None:
+    """Puts an object into an index, or takes it out; nothing stays of a group without objects."""
+    if obj is not None:
+        index.setdefault(at, {})[key] = obj
+        return
+    group = index.get(at, {})
+    group.pop(key, None)
+    if not group:
+        index.pop(at, None)
 
 
 def _trigger_time(obj: Object) -> str:

@@ -65,7 +65,7 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-SENDER = _mac("02:aa:aa:aa:aa:01")
+SENDER = _mac(POD_MAC)
 RECEIVER = _mac(UPLINK_MAC)
 XDP_TO_GATEWAY = _mac(GATEWAY_MAC) + _mac(UPLINK_MAC)
 TO_POD = _mac(POD_MAC) + _mac(HOST_MAC)

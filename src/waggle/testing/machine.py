@@ -87,6 +87,10 @@ def flow_text(value: Tuple) -> str:
     return f"{protocol_name(value.proto)} {source} > {target}"
 
 
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
 def _earlier(time_ns: int, seconds: int) -> int:
     """CLOCK_MONOTONIC so many seconds before; before the machine was started, modulo 2^64 as the programs reckon."""
     return (time_ns - seconds * 10**9) % (1 << 64)
@@ -157,6 +161,7 @@ class Machine:
             ["ip", "-n", self.netns, "-o", "link", "show", "up0"], check=True, capture_output=True, text=True
         )
         self.uplink = int(shown.stdout.split(":")[0])
+        self._interfaces = {self.uplink}
 
     def _load(self, events: bool) -> None:
         constants = {
@@ -175,7 +180,7 @@ class Machine:
             "wag_beside_proxy": bytes(1),
             "wag_event_ns": (10**9).to_bytes(8, "little"),
         }
-        for name in ("socket", "pod", "node", "xdp", "sweep", "maglev"):
+        for name in ("socket", "pod", "node", "xdp", "sweep", "maglev", "policy"):
             with BpfObject.open(name) as bpf:
                 bpf.configure(CONFIG_LAYOUT.get(name, {}), constants)
                 for table, size in self._sizes.items():
@@ -201,8 +206,7 @@ class Machine:
         self._next_backend = 0
         self.add_node(NODE4)
         self.add_node(NODE6)
-        mac = bytes.fromhex(UPLINK_MAC.replace(":", ""))
-        self.maps["wag_uplinks"].update(self.uplink.to_bytes(4, "little"), Uplink(mac).pack())
+        self.maps["wag_uplinks"].update(self.uplink.to_bytes(4, "little"), Uplink(_mac(UPLINK_MAC)).pack())
 
     def close(self) -> None:
         subprocess.run(["ip", "netns", "del", self.netns], check=False, capture_output=True)
@@ -216,15 +220,28 @@ class Machine:
     def add_node(self, address: str, *, nodeports: bool = True) -> None:
         """An address of the node itself."""
         flags = int(EndpointFlag.NODE) | (int(EndpointFlag.NODEPORT) if nodeports else 0)
-        value = Endpoint(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE)
+        value = Endpoint(0, flags, bytes(6), bytes(6), 0, NetnsId.NODE, 0, 0)
         self.maps["wag_endpoints"].update(pack_address(address), value.pack())
 
-    def add_pod(self, address: str, ifindex: int, *, netns: int = NetnsId.UNKNOWN) -> None:
-        """A local pod; `netns`: id of the namespace that its sockets are in."""
-        macs = [bytes.fromhex(mac.replace(":", "")) for mac in (POD_MAC, HOST_MAC)]
-        self.maps["wag_endpoints"].update(
-            pack_address(address), Endpoint(ifindex, int(EndpointFlag.POD), macs[0], macs[1], 0, netns).pack()
-        )
+    def add_pod(
+        self, address: str, ifindex: int, *, netns: int = NetnsId.UNKNOWN, ingress: int = 0, egress: int = 0
+    ) -> None:
+        """A local pod; `netns`: id of the namespace that its sockets are in; `ingress`, `egress`: its sets of
+        policies."""
+        self.make_interface(ifindex)
+        value = Endpoint(ifindex, int(EndpointFlag.POD), _mac(POD_MAC), _mac(HOST_MAC), 0, netns, ingress, egress)
+        self.maps["wag_endpoints"].update(pack_address(address), value.pack())
+
+    def make_interface(self, ifindex: int) -> None:
+        """What packets of a pod come in by."""
+        if ifindex in self._interfaces:
+            return
+        for line in (
+            f"link add pod{ifindex} index {ifindex} type veth peer name in{ifindex}",
+            f"link set pod{ifindex} up",
+        ):
+            subprocess.run(["ip", "-n", self.netns, *line.split()], check=True)
+        self._interfaces.add(ifindex)
 
     def add_service(
         self,
@@ -346,24 +363,39 @@ class Machine:
     # -- packets ------------------------------------------------------------------------------------------------
 
     def run(self, program: str, packet: bytes, *, repeat: int = 1, mark: int = 0) -> TestRun:
-        """Runs a packet (Ethernet header first) through a program, as if it came in by the uplink."""
+        """Runs a packet (Ethernet header first) through a program, as if it came in by the uplink; `wag_pod_egress`: as
+        the pod sends it that has the source address, where there is one."""
         return self.inside(lambda: self.run_here(program, packet, repeat=repeat, mark=mark))
+
+    def run_by(self, ifindex: int, program: str, packet: bytes) -> TestRun:
+        """The packet as it is, by the interface `ifindex`."""
+        self.make_interface(ifindex)
+        return self.inside(lambda: run_packet(self.programs[program], packet, ifindex=ifindex))
+
+    def _pod_interface(self, packet: bytes) -> int:
+        """The interface that a pod sends a packet by which has its address; the uplink where no pod has."""
+        source = bytes(10) + b"\xff\xff" + packet[26:30] if packet[12:14] == b"\x08\0" else packet[22:38]
+        raw = self.maps["wag_endpoints"].lookup(source) if len(source) == 16 else None
+        if raw is None or not (pod := Endpoint.unpack(raw)).flags & EndpointFlag.POD:
+            return self.uplink
+        return pod.ifindex
 
     def run_here(self, program: str, packet: bytes, *, repeat: int = 1, mark: int = 0) -> TestRun:
         """As `run`, for a caller that is inside already."""
         code = self.programs[program]
         if program.startswith("wag_xdp"):
             return run_xdp(code, packet, repeat=repeat, ifindex=self.uplink)
+        ifindex = self._pod_interface(packet) if program == "wag_pod_egress" else self.uplink
         if self.summed and self._can_sum and repeat == 1:
             try:
-                return run_packet(code, packet, ifindex=self.uplink, mark=mark, summed=True)
+                return run_packet(code, packet, ifindex=ifindex, mark=mark, summed=True)
             except KernelError as error:
                 if error.errno == errno.EBADMSG:
                     raise WrongSum(f"{program} left the sum over the packet wrong: {packet.hex()}") from error
                 if error.errno != errno.EINVAL:
                     raise
                 self._can_sum = False  # a kernel before v6.17
-        return run_packet(code, packet, repeat=repeat, ifindex=self.uplink, mark=mark)
+        return run_packet(code, packet, repeat=repeat, ifindex=ifindex, mark=mark)
 
     def inside(self, function: Callable[[], T]) -> T:
         """`function()` as run by a thread in the machine's network namespace."""

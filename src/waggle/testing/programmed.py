@@ -55,6 +55,7 @@ class ProgrammedNode:
             NodeAddresses(by_family.get(4, ""), by_family.get(6, ""), frozenset(local.addresses))
         )
         for index, address in enumerate(sorted(local.pods)):
+            machine.make_interface(FIRST_IFINDEX + index)
             self._datapath.set_pod(_interface(address, FIRST_IFINDEX + index), None)
         self.tables = ServiceTables(maps["wag_services"], maps["wag_backends"])
         self.tables.adopt()

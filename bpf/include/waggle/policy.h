@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Who may talk to whom. What is judged is the flow as both ends mean it: the source before any translation, and the
+ * destination after it, so that one entry serves both directions, whatever happens to the packets in between.
+ *
+ * A pod that no policy selects costs nothing here. One that is isolated has its flows in wag_conns; a flow that is not
+ * there is looked up: the pod's policies are a set, its peer has a class, and the pair leads to a list of steps over protocol
+ * and port (docs/decisions/0012).
+ */
+#ifndef WAGGLE_POLICY_H
+#define WAGGLE_POLICY_H
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include "addr.h"
+#include "config.h"
+#include "endpoint.h"
+#include "nat_table.h"
+#include "packet.h"
+
+/* Sets that stand for something else than policies. */
+#define WAG_POLICY_NONE 0ULL      /* no policy selects the pod: everything passes */
+#define WAG_POLICY_PENDING (~0ULL) /* nobody has said yet which do: nothing passes, but to and from this node */
+
+#define WAG_CLASS_UNKNOWN 0ULL /* nothing that a policy asks for tells the address apart */
+#define WAG_CLASS_SELF 1ULL    /* this node */
+#define WAG_CLASS_ANY (~0ULL)  /* of a set: every class that has no entry */
+
+enum wag_policy_flag {
+	WAG_POLICY_ALLOW = 1,
+	WAG_POLICY_AUDIT = 2, /* allowed; it would not be, were the audited policies enforced */
+};
+
+struct wag_class_range_key {
+	__u32 prefix; /* bits that count: 96 + 24 for a.b.c.0/24 */
+	__u8 addr[16];
+};
+
+struct wag_policy_key {
+	__u64 set;
+	__u64 peer; /* its class */
+};
+
+/* A run of wag_policy_steps. */
+struct wag_policy_run {
+	__u32 first;
+	__u32 count;
+};
+
+/* From `start` up to the start of the next one. */
+struct wag_policy_step {
+	__u32 start; /* enum wag_policy_protocol << 16 | port */
+	__u32 rule;  /* who says so; 0: no rule does */
+	__u8 verdict; /* enum wag_policy_flag */
+	__u8 pad[3];
+};
+
+enum wag_policy_protocol {
+	WAG_POLICY_OTHER = 0, /* without ports */
+	WAG_POLICY_TCP = 1,
+	WAG_POLICY_UDP = 2,
+	WAG_POLICY_SCTP = 3,
+};
+
+struct wag_policy_state {
+	__u32 revision; /* raised when anything has changed: known flows are judged again */
+	__u32 keep;     /* 1: known flows are not */
+};
+
+/* Key: address of a peer. The agent writes. Peers whose class differs from that of their range. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct wag_addr);
+	__type(value, __u64);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} wag_classes SEC(".maps");
+
+/* Key: network. The agent writes. Every network that a policy names. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct wag_class_range_key);
+	__type(value, __u64);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} wag_class_ranges SEC(".maps");
+
+/* Key: set of policies and class of the peer. The agent writes. What WAG_CLASS_ANY says is not repeated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct wag_policy_key);
+	__type(value, struct wag_policy_run);
+	__uint(max_entries, 524288);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} wag_policy SEC(".maps");
+
+/* Key: index. The agent writes. Equal runs are there once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct wag_policy_step);
+	__uint(max_entries, 131072);
+} wag_policy_steps SEC(".maps");
+
+/* Key 0. The agent writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct wag_policy_state);
+	__uint(max_entries, 1);
+} wag_policy_state SEC(".maps");
+
+struct wag_conn {
+	__u64 seen_ns;  /* CLOCK_MONOTONIC, coarse to one second */
+	__u32 revision; /* that it was judged by */
+	__u32 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+};
+
+/*
+ * Key: flow of an isolated pod, with the smaller end as source. Programs write and evict (LRU): what is evicted is judged
+ * again, and begins anew by the next packet that policies allow.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct wag_tuple);
+	__type(value, struct wag_conn);
+	__uint(max_entries, 131072);
+} wag_conns SEC(".maps");
+
+/* What does not fit on the stack. */
+struct wag_policy_work {
+	struct wag_tuple flow; /* as it is judged */
+	struct wag_tuple back; /* the same, turned round */
+	struct wag_tuple key;  /* of wag_conns */
+	struct wag_tuple inner; /* what an ICMP error is about */
+	struct wag_conn conn;
+};
+
+/* Key 0. Programs alone, each for the time it runs, as wag_scratch. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct wag_policy_work);
+	__uint(max_entries, 1);
+} wag_policy_work SEC(".maps");
+
+WAG_INLINE struct wag_policy_work *wag_policy_work_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&wag_policy_work, &zero);
+}
+
+WAG_INLINE bool wag_is_isolated(const struct wag_endpoint *endpoint)
+{
+	return wag_endpoint_is(endpoint, WAG_ENDPOINT_POD) && (endpoint->ingress_policy | endpoint->egress_policy);
+}
+
+/* Where in a run of steps the port is. */
+WAG_INLINE __u32 wag_policy_place(__u8 proto, __be16 port)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return WAG_POLICY_TCP << 16 | bpf_ntohs(port);
+	case IPPROTO_UDP:
+		return WAG_POLICY_UDP << 16 | bpf_ntohs(port);
+	case IPPROTO_SCTP:
+		return WAG_POLICY_SCTP << 16 | bpf_ntohs(port);
+	default:
+		return WAG_POLICY_OTHER << 16;
+	}
+}
+
+/* `self`: the address is this node's; it may have a class of its own all the same, where policies tell nodes apart. */
+static __noinline __u64 wag_class_of(const struct wag_addr *addr, int self)
+{
+	struct wag_class_range_key key = { .prefix = 128 };
+	__u64 *found;
+
+	if (!addr)
+		return WAG_CLASS_UNKNOWN;
+	found = bpf_map_lookup_elem(&wag_classes, addr);
+	if (found)
+		return *found;
+	if (self)
+		return WAG_CLASS_SELF;
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	found = bpf_map_lookup_elem(&wag_class_ranges, &key);
+	return found ? *found : WAG_CLASS_UNKNOWN;
+}
+
+/*
+ * The class of a peer, which has the entry `endpoint`. The node's own addresses count where they cannot be made up: in what its
+ * stack sends, and in what pods send to it.
+ */
+WAG_INLINE __u64 wag_class_seen(const struct wag_packet *packet, const struct wag_addr *addr,
+				const struct wag_endpoint *endpoint)
+{
+	bool self = wag_endpoint_is(endpoint, WAG_ENDPOINT_NODE);
+
+	return self && packet->hook == WAG_HOOK_NODE_INGRESS ? WAG_CLASS_UNKNOWN : wag_class_of(addr, self);
+}
+
+/* Where nobody knows yet what a pod may do: to and from this node it always may. */
+WAG_INLINE int wag_policy_pends(const struct wag_packet *packet, const struct wag_endpoint *peer)
+{
+	return wag_endpoint_is(peer, WAG_ENDPOINT_NODE) && packet->hook != WAG_HOOK_NODE_INGRESS ?
+		       WAG_REASON_NONE :
+		       WAG_REASON_POLICY_PENDING;
+}
+
+#define WAG_POLICY_HALVINGS 17 /* as many as the array could need */
+
+/* The last step of the run that starts at `place` or before; NULL where the tables are broken. */
+WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *run, __u32 place)
+{
+	__u32 low = run->first, high = run->first + run->count - 1;
+	struct wag_policy_step *step;
+	int i;
+
+	for (i = 0; i < WAG_POLICY_HALVINGS && low < high; i++) {
+		__u32 middle = low + (high - low + 1) / 2;
+
+		step = bpf_map_lookup_elem(&wag_policy_steps, &middle);
+		if (!step)
+			return NULL;
+		if (step->start <= place)
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	return bpf_map_lookup_elem(&wag_policy_steps, &low);
+}
+
+/* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
+static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
+{
+	struct wag_policy_key key = { .set = set, .peer = class };
+	struct wag_policy_step *step;
+	struct wag_policy_run *run;
+
+	if (!packet)
+		return 0;
+	packet->policy = set;
+	packet->rule = 0;
+	run = bpf_map_lookup_elem(&wag_policy, &key);
+	if (!run) {
+		key.peer = WAG_CLASS_ANY;
+		run = bpf_map_lookup_elem(&wag_policy, &key);
+	}
+	if (!run || !run->count)
+		return 0;
+	step = wag_policy_find(run, place);
+	if (!step)
+		return 0;
+	packet->rule = step->rule;
+	return step->verdict;
+}
+
+/*
+ * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
+ * who decided.
+ */
+static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_endpoint *from, *to;
+	__u32 place;
+	int verdict;
+
+	if (!packet || !flow)
+		return WAG_REASON_POLICY_EGRESS;
+	place = wag_policy_place(flow->proto, flow->dport);
+	from = wag_endpoint_find(&flow->src);
+	to = wag_endpoint_find(&flow->dst);
+	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
+		if (from->egress_policy == WAG_POLICY_PENDING)
+			return wag_policy_pends(packet, to);
+		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
+			return WAG_REASON_POLICY_EGRESS;
+		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
+	}
+	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
+		if (to->ingress_policy == WAG_POLICY_PENDING)
+			return wag_policy_pends(packet, from);
+		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
+			return WAG_REASON_POLICY_INGRESS;
+		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
+	}
+	return WAG_REASON_NONE;
+}
+
+/* The key of a flow, and which end its source is: 1 or 2. */
+WAG_INLINE __u32 wag_conn_key(struct wag_tuple *key, const struct wag_tuple *flow)
+{
+	bool greater;
+
+	if (flow->src.half[0] != flow->dst.half[0])
+		greater = flow->src.half[0] > flow->dst.half[0];
+	else if (flow->src.half[1] != flow->dst.half[1])
+		greater = flow->src.half[1] > flow->dst.half[1];
+	else
+		greater = flow->sport > flow->dport;
+	if (greater) {
+		wag_tuple_reverse(key, flow);
+		return 2;
+	}
+	*key = *flow;
+	return 1;
+}
+
+WAG_INLINE bool wag_conn_lives(const struct wag_conn *conn, __u8 proto, __u64 now)
+{
+	__u64 most = (__u64)(proto == IPPROTO_TCP ? wag_tcp_seconds : wag_udp_seconds) * 1000000000ULL;
+
+	return now - conn->seen_ns <= most || (__s64)(now - conn->seen_ns) < 0;
+}
+
+/* Policies have changed: which ends may still open this flow? */
+static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tuple *key, __u32 opened)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 still = 0;
+
+	if (!packet || !key || !work)
+		return 0;
+	if (opened & 1 && !wag_policy_judge(packet, key))
+		still |= 1;
+	if (opened & 2) {
+		wag_tuple_reverse(&work->back, key);
+		if (!wag_policy_judge(packet, &work->back))
+			still |= 2;
+	}
+	return still;
+}
+
+#define WAG_CONN_COARSE_NS 1000000000ULL
+
+/* Is this flow known, and open? */
+static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple *key)
+{
+	struct wag_policy_state *state;
+	struct wag_conn *conn;
+	__u32 zero = 0;
+	__u64 now;
+
+	if (!packet || !key)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, key);
+	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
+	if (!conn || !state)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (!wag_conn_lives(conn, key->proto, now))
+		return 0;
+	if (conn->revision != state->revision) {
+		__u32 revision = state->revision;
+
+		barrier(); /* what is read from now on is at least as new */
+		if (!state->keep)
+			conn->opened = wag_conn_judge(packet, key, conn->opened);
+		conn->revision = revision;
+	}
+	if (!conn->opened)
+		return 0;
+	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
+		conn->seen_ns = now;
+	return 1;
+}
+
+/* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
+static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_policy_state *state;
+	__u32 zero = 0;
+	__u32 rule;
+	__u64 set;
+	int reason;
+
+	if (!packet || !work)
+		return WAG_REASON_POLICY_EGRESS;
+	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
+	work->conn.revision = state ? state->revision : 0;
+	barrier();
+	reason = wag_policy_judge(packet, &work->flow);
+	if (reason && wag_is_established(packet)) {
+		/*
+		 * In the middle of a connection that is not known: evicted, or begun before a policy came. Who may be
+		 * asked at this port may answer.
+		 */
+		set = packet->policy;
+		rule = packet->rule;
+		wag_tuple_reverse(&work->back, &work->flow);
+		if (!wag_policy_judge(packet, &work->back)) {
+			reason = WAG_REASON_NONE;
+			end = 3 - end;
+		} else {
+			packet->policy = set;
+			packet->rule = rule;
+		}
+	}
+	if (reason)
+		return reason;
+	work->conn.seen_ns = bpf_ktime_get_ns();
+	work->conn.opened = end;
+	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
+	return WAG_REASON_NONE;
+}
+
+/*
+ * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
+ * as wag_parse is.
+ */
+__noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 end;
+
+	if (!packet || !to || !work)
+		return WAG_REASON_POLICY_EGRESS;
+	if (wag_addr_equal(&packet->tuple.src, &to->dst))
+		return WAG_REASON_NONE;
+	/* an error passes where the packet may that it is about, which its receiver has sent */
+	if (packet->complains && wag_addr_equal(&work->inner.src, &to->dst)) {
+		wag_conn_key(&work->key, &work->inner);
+		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
+			return WAG_REASON_NONE;
+	}
+	work->flow = packet->tuple;
+	work->flow.dst = to->dst;
+	work->flow.dport = to->dport;
+	end = wag_conn_key(&work->key, &work->flow);
+	if (wag_conn_open(packet, &work->key))
+		return WAG_REASON_NONE;
+	return wag_policy_begin(packet, work, end);
+}
+
+/* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */
+static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_tuple *to)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!packet || !to || !work)
+		return WAG_REASON_POLICY_PENDING;
+	work->flow = packet->tuple;
+	work->flow.dst = to->dst;
+	work->flow.dport = to->dport;
+	return wag_policy_judge(packet, &work->flow);
+}
+
+WAG_INLINE bool wag_is_pending(const struct wag_endpoint *from, const struct wag_endpoint *to)
+{
+	return (wag_is_isolated(from) && from->egress_policy == WAG_POLICY_PENDING) ||
+	       (wag_is_isolated(to) && to->ingress_policy == WAG_POLICY_PENDING);
+}
+
+/*
+ * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
+ * pass after looking at the two entries that say where they are. `from` and `dest`: the ends, NULL where they are elsewhere.
+ */
+WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *from,
+				      const struct wag_endpoint *dest)
+{
+	enum wag_reason reason;
+
+	if (packet->admitted || (!wag_is_isolated(from) && !wag_is_isolated(dest)))
+		return WAG_REASON_NONE;
+	/* what an earlier pod with its address had, is not a new one's */
+	reason = wag_is_pending(from, dest) && !wag_addr_equal(&packet->tuple.src, &to->dst) ? wag_policy_pending(packet, to) :
+												 wag_policy_admit(packet, to);
+	packet->admitted = !reason;
+	return reason;
+}
+
+/* For whoever has not looked them up. */
+WAG_INLINE enum wag_reason wag_admits_to(struct wag_packet *packet, struct wag_tuple *to)
+{
+#ifdef WAG_XDP
+	return WAG_REASON_NONE; /* it brings nothing to pods */
+#endif
+	if (packet->admitted)
+		return WAG_REASON_NONE;
+	return wag_admits(packet, to, wag_endpoint_find(&packet->tuple.src), wag_endpoint_find(&to->dst));
+}
+
+#endif

@@ -1,0 +1,238 @@
+"""The tables of policy: wag_policy, wag_policy_steps, wag_classes, wag_class_ranges.
+
+What is written, and in which order, is the planner's (`plan.policy_tables`). An entry is never changed into something
+else, so that whatever a packet meets is the old or the new. After a restart everything is read back, and becomes what
+is wanted by `sync`. A list of steps is written before the entry that leads to it, and its place is used again only
+after `settle`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from waggle.abi._generated import ClassRangeKey, PolicyRun, PolicyState, PolicyStep
+from waggle.abi.address import pack_address, unpack_address
+from waggle.errors import WaggleError
+from waggle.kernel.maps import Map
+from waggle.plan.extents import ExtentAllocator
+from waggle.plan.policy_tables import PolicyDelta, PolicyTables, Step, Steps, mapped_length
+from waggle.reconcile.drift import Drift
+
+Assign = Callable[[Iterable[str]], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """Where a list of steps is, and how many entries lead there."""
+
+    first: int
+    users: int = 0
+
+
+class PolicyWriter:
+    """`assign` is called with addresses of pods when their policies are to be what they should be now."""
+
+    def __init__(self, maps: Mapping[str, Map], assign: Assign, *, keep: bool) -> None:
+        self._policy = maps["wag_policy"]
+        self._steps = maps["wag_policy_steps"]
+        self._classes = maps["wag_classes"]
+        self._ranges = maps["wag_class_ranges"]
+        self._state = maps["wag_policy_state"]
+        self._assign = assign
+        self._keep = keep
+        self._extents = ExtentAllocator(self._steps.info.max_entries)
+        self._runs: dict[Steps, _Run] = {}
+        self._entries: dict[bytes, Steps] = {}  # what wag_policy holds
+        self._class_of: dict[bytes, int] = {}
+        self._range_of: dict[bytes, int] = {}
+        self._revision = 0
+
+    @property
+    def entries(self) -> int:
+        """How many pairs of set and class have an answer."""
+        return len(self._entries)
+
+    # -- the past -----------------------------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Reads the tables back."""
+        self._extents = ExtentAllocator(self._steps.info.max_entries)
+        self._runs, self._entries = {}, {}
+        self._class_of = {key: _u64(raw) for key, raw in self._classes.dump()}
+        self._range_of = {key: _u64(raw) for key, raw in self._ranges.dump()}
+        self._revision = PolicyState.unpack(self._state.lookup(bytes(4)) or bytes(8)).revision
+        self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
+        found = {key: PolicyRun.unpack(raw) for key, raw in self._policy.dump()}
+        runs = {(run.first, run.count) for run in found.values()}
+        try:
+            self._extents.adopt(runs)
+            lists = {run: self._read(*run) for run in runs}
+        except (ValueError, WaggleError):
+            # somebody else has written there: what leads nowhere denies, until `write` has given it its place
+            self._policy.delete_many(found)
+            self._extents = ExtentAllocator(self._steps.info.max_entries)
+            return
+        for key, run in found.items():
+            steps = lists[run.first, run.count]
+            known = self._runs.setdefault(steps, _Run(run.first))
+            if known.first == run.first:
+                known.users += 1
+                self._entries[key] = steps
+            # else the list is there twice, and this entry will be written again
+
+    def _read(self, first: int, count: int) -> Steps:
+        raw = self._steps.read_array(first, count)
+        size = self._steps.value_size
+        steps = (PolicyStep.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
+        return tuple(Step(step.start, step.verdict, step.rule) for step in steps)
+
+    # -- changes ------------------------------------------------------------------------------------------------
+
+    def write(self, delta: PolicyDelta) -> int:
+        """Makes a change, in its order. Returns what to `settle` with, 0 for nothing. TableFull leaves in force what
+        was."""
+        self._enter((pack_key(s, c), steps) for s, entries in delta.entries.items() for c, steps in entries.items())
+        self._set_classes({pack_address(address): number for address, number in delta.classes.items()})
+        for cidr, number in delta.ranges.items():
+            self._set_range(pack_range(cidr), number)
+        self._forget_classes(map(pack_address, delta.classes_gone))
+        self._assign(delta.pods)
+        self._revise()
+        self._leave(pack_key(s, c) for s, c in delta.entries_gone)
+        return self._extents.retire()
+
+    def sync(self, tables: PolicyTables) -> int:
+        """Makes the tables these, whatever they hold: after a restart, or where something went wrong on the way."""
+        wanted = {pack_key(s, c): steps for s, entries in tables.sets.items() for c, steps in entries.items()}
+        classes = {pack_address(address): number for address, number in tables.classes.items()}
+        ranges = {pack_range(cidr): number for cidr, number in tables.ranges.items()}
+        self._enter(wanted.items())
+        self._set_classes(classes)
+        for key in sorted(ranges, reverse=True):  # the longest first: no address is left to a range that means others
+            self._set_range(key, ranges[key])
+        for key in sorted(self._range_of.keys() - ranges.keys()):
+            self._set_range(key, None)
+        self._forget_classes(self._class_of.keys() - classes.keys())
+        self._assign(tables.pods)
+        self._revise()
+        self._leave(self._entries.keys() - wanted.keys())
+        return self._extents.retire()
+
+    def settle(self, ticket: int) -> None:
+        """No packet is on its way any more that could have seen what was removed before `ticket` was given."""
+        self._extents.release(ticket)
+
+    def _enter(self, entries: Iterable[tuple[bytes, Steps]]) -> None:
+        due = [(key, steps) for key, steps in entries if self._entries.get(key) != steps]
+        for _, steps in due:
+            if steps not in self._runs:
+                run = self._runs[steps] = _Run(self._extents.allocate(len(steps)))
+                self._steps.update_many(
+                    ((run.first + i).to_bytes(4, "little"), PolicyStep(s.start, s.rule, s.verdict).pack())
+                    for i, s in enumerate(steps)
+                )
+        self._policy.update_many((key, PolicyRun(self._runs[steps].first, len(steps)).pack()) for key, steps in due)
+        for key, steps in due:
+            self._drop_run(key)
+            self._runs[steps].users += 1
+            self._entries[key] = steps
+
+    def _drop_run(self, key: bytes) -> None:
+        steps = self._entries.pop(key, None)
+        if steps is None:
+            return
+        run = self._runs[steps]
+        run.users -= 1
+        if not run.users:
+            del self._runs[steps]
+            self._extents.free(run.first, len(steps))
+
+    def _leave(self, keys: Iterable[bytes]) -> None:
+        gone = list(keys)
+        self._policy.delete_many(gone)
+        for key in gone:
+            self._drop_run(key)
+
+    def _set_classes(self, classes: Mapping[bytes, int]) -> None:
+        due = {key: number for key, number in classes.items() if self._class_of.get(key) != number}
+        self._classes.update_many((key, number.to_bytes(8, "little")) for key, number in due.items())
+        self._class_of.update(due)
+
+    def _forget_classes(self, keys: Iterable[bytes]) -> None:
+        gone = list(keys)
+        self._classes.delete_many(gone)
+        for key in gone:
+            self._class_of.pop(key, None)
+
+    def _set_range(self, key: bytes, number: int | None) -> None:
+        if number is None:
+            self._ranges.delete(key)
+            self._range_of.pop(key, None)
+        elif self._range_of.get(key) != number:
+            self._ranges.update(key, number.to_bytes(8, "little"))
+            self._range_of[key] = number
+
+    def _revise(self) -> None:
+        """Has programs judge the flows they know again."""
+        self._revision = (self._revision + 1) % (1 << 32)
+        self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
+
+    # -- drift --------------------------------------------------------------------------------------------------
+
+    def check(self, tables: PolicyTables) -> tuple[int, list[Drift]]:
+        """How many entries were looked at, and those that are not as they should be."""
+        wanted = {pack_key(s, c): steps for s, entries in tables.sets.items() for c, steps in entries.items()}
+        present: dict[bytes, Steps] = {}
+        for key, raw in self._policy.dump():
+            run = PolicyRun.unpack(raw)
+            inside = run.count and run.first + run.count <= self._extents.capacity
+            present[key] = self._read(run.first, run.count) if inside else ()
+        classes = {key: _u64(raw) for key, raw in self._classes.dump()}
+        ranges = {key: _u64(raw) for key, raw in self._ranges.dump()}
+        found = _compare("wag_policy", present, wanted, lambda key: f"set {_u64(key[:8]):#x}, class {_u64(key[8:]):#x}")
+        found += _compare(
+            "wag_classes", classes, {pack_address(a): n for a, n in tables.classes.items()}, unpack_address
+        )
+        found += _compare("wag_class_ranges", ranges, {pack_range(c): n for c, n in tables.ranges.items()}, _range_text)
+        return len(present) + len(classes) + len(ranges), found
+
+    def repair(self, tables: PolicyTables) -> int:
+        """Reads everything back and makes it right, as after a restart. Returns what `sync` does."""
+        self.adopt()
+        return self.sync(tables)
+
+
+def _compare(
+    table: str, there: Mapping[bytes, object], wanted: Mapping[bytes, object], name: Callable[[bytes], str]
+) -> list[Drift]:
+    found = []
+    for key in sorted(there.keys() | wanted.keys()):
+        if key not in there:
+            found.append(Drift(table, "policies", name(key), "is missing", key))
+        elif key not in wanted:
+            found.append(Drift(table, "", name(key), "nobody has it", key))
+        elif there[key] != wanted[key]:
+            found.append(Drift(table, "policies", name(key), f"is {there[key]} instead of {wanted[key]}", key))
+    return found
+
+
+def pack_key(policy_set: int, peer: int) -> bytes:
+    """struct wag_policy_key."""
+    return struct.pack("<QQ", policy_set, peer)
+
+
+def pack_range(cidr: str) -> bytes:
+    """struct wag_class_range_key."""
+    network = ipaddress.ip_network(cidr)
+    return ClassRangeKey(mapped_length(cidr), pack_address(str(network.network_address))).pack()
+
+
+def _u64(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
+
+
+def _range_text(key: bytes) -> str:
+    return f"{unpack_address(key[4:])}, {_u64(key[:4])} bits"
