@@ -103,7 +103,7 @@ def _network_policy(world: PolicyWorld, policy: NetworkPolicy) -> Iterator[Findi
         if direction not in types and rules_of(policy, direction):
             reason = f"policyTypes does not list {direction}: these rules do nothing"
             yield finding("ignored-rules", ("spec", field), reason)
-        if direction is EGRESS and policy.spec.egress == [] and EGRESS not in types and not policy.spec.policy_types:
+        if direction is EGRESS and policy.spec.egress == [] and EGRESS not in types:
             reason = "an empty list does nothing here: to deny all egress, write policyTypes: [Egress]"
             yield finding("ignored-rules", ("spec", field), reason)
         if direction not in types:
