@@ -30,6 +30,7 @@ COMPARISONS = (
     Comparison("direct", "plain", "direct / plain"),
     Comparison("service", "direct", "Service / direct"),
     Comparison("service", "service-quiet", "events on / off"),
+    Comparison("direct", "direct-quiet", "direct, events on / off"),
     Comparison("service-quiet", "direct-quiet", "Service / direct, events off"),
     *(Comparison("service", peer, f"Service / {peer}") for peer in RULE_SETS),
 )

@@ -23,13 +23,9 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.cli.main import app
 from waggle.config import AgentConfig
 from waggle.metrics import Metrics
-<<<<<<< HEAD
 from waggle.observe.history import History
 from waggle.observe.reasons import REASONS
-=======
-from waggle.observe.events import REASONS
 from waggle.store import Store
->>>>>>> psources
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs/reference"
