@@ -144,7 +144,12 @@ class Cluster:
         """Milliseconds for the change; then the pod gets back what it had."""
         labels = {**(pod.metadata.labels or {}), "app": f"app-{app}"}
         other = replace(pod, metadata=replace(pod.metadata, labels=labels))
-        took = milliseconds(lambda: (self.planner.set_pod(pod.key, other), self.planner.plan()))
+
+        def change() -> None:
+            self.planner.set_pod(pod.key, other)
+            self.planner.plan()
+
+        took = milliseconds(change)
         self.planner.set_pod(pod.key, pod)
         self.planner.plan()
         return took

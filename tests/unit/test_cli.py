@@ -713,7 +713,7 @@ def test_questions_reach_the_agent(waggle, agent: StandInAgent):
         "--port",
         "53",
     )
-    ran = waggle("flows", *asked, "--proto", "udp", "--reason", "policy", "--since", "1h30m", "--last", "5")
+    ran = waggle("flows", *asked, "--proto", "udp", "--reason", "policy_ingress", "--since", "1h30m", "--last", "5")
     assert (ran.code, ran.err) == (0, "")
     wanted, how = agent.asked
     assert wanted == parse_filter(

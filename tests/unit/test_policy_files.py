@@ -253,7 +253,10 @@ def test_equal_priorities(tmp_path: Path) -> None:
         return [f.reason for f in lint(read_policy_files([tmp_path]).world()) if f.code == "equal-priority"]
 
     deny = "  ingress: [{action: Deny, from: [{namespaces: {}}]}]\n"
-    accept = "  ingress: [{action: Accept, from: [{namespaces: {matchLabels: {team: ops}}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}]\n"
+    accept = (
+        "  ingress: [{action: Accept, from: [{namespaces: {matchLabels: {team: ops}}}], "
+        "protocols: [{tcp: {destinationPort: {number: 80}}}]}]\n"
+    )
     (reason,) = both(deny, accept)
     assert reason.startswith("has the priority of a, and ingress[0] can match what ingress[0] there matches")
     assert both(deny, accept, priority=6) == []
