@@ -47,10 +47,10 @@ class StandInAgent:
         self.last_updated = 0.0
         self.cni = SimpleNamespace(pods=lambda: self.pods)
         self.datapath = SimpleNamespace(maps={})
+        self.lines: dict[ObjectKey, int] = {}
         self.flows = self
         self.told: list[dict[str, Any]] = []  # what everybody is told who asks for events
         self.asked: tuple[FlowFilter, dict[str, Any]] = FlowFilter(), {}  # what was asked last
-        self.lines: dict[ObjectKey, int] = {}
         self.listening = threading.Event()
         self.doctor = StandInDoctor()
         self.last_error = ""
@@ -66,8 +66,16 @@ class StandInAgent:
             "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
-            "sources": {"manifests": {"synced": True}},
-            "counts": {"services": 1, "endpointSlices": 2, "pods": 3, "nodes": 4, "frontends": 5, "backends": 6},
+            "sources": {"manifests": {"synced": True, "policiesSynced": True}},
+            "counts": {
+                "services": 1,
+                "endpointSlices": 2,
+                "pods": 3,
+                "nodes": 4,
+                "frontends": 5,
+                "backends": 6,
+                "policies": 7,
+            },
             "mapMemoryBytes": 3 << 20,
             "problems": [],
         }

@@ -19,7 +19,7 @@ PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root
 PATHS += ["cni_bin_dir", "cni_conf_dir"]
 OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
-NUMBERS = ["max_services", "max_backends", "max_nat"]
+NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_nat"]
 
 
 def flag(name: str) -> str:
@@ -144,6 +144,8 @@ def test_the_file_says_the_same_as_the_flags(written):
         "bpf_root": Path("/a"),
         "masquerade": False,
         "max_nat": 99,
+        "max_policy_flows": 4096,
+        "policy_established": "keep",
         "node_name": "a",
     }
     assert written("pod-cidr: 10.244.1.0/24\nbpf-root: /a\nmasquerade: no\nmax-nat: 99\nnode-name: a") == load_config(
