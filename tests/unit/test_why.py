@@ -170,7 +170,7 @@ def test_frontends_by_address() -> None:
 
 def test_nobody_serves() -> None:
     empty = service(
-        "{metadata: {name: e, namespace: x}, spec: {clusterIP: 10.96.0.9, selector: {app: nobody}, ports: [{port: 80}]}}"
+        "{metadata: {name: e, namespace: x}, spec: {clusterIP: 10.96.0.9, selector: {app: none}, ports: [{port: 80}]}}"
     )
     answer = why(situation(services=(empty,)), "x/a", "x/e")
     assert answer.verdict == "rejected"
@@ -253,7 +253,7 @@ def applied(here: PolicyWorld, manifests: list[dict]) -> PolicyWorld:
     return here
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(policy_lists, st.data())
 def test_what_is_proposed_helps_and_isolates_nobody(policies: list, data: st.DataObject) -> None:
     here = world(policies)
