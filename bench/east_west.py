@@ -96,7 +96,7 @@ def _lab_ways(
         ways["service-packet"] = ClusterIPPerPacket(lab, family, "service-packet", "the same, translated per packet")
     if asked & set(_QUIET_WAYS):
         progress("lab with events off")
-        quiet = stack.enter_context(LabNetwork(options.servers, server_cpu, "off", events="false"))
+        quiet = stack.enter_context(LabNetwork(options.servers, server_cpu, "off", flow_events="off"))
         ways["direct-quiet"] = Direct(quiet, family, "direct-quiet", "pod to pod, events off")
         ways["service-quiet"] = ClusterIP(quiet, family, "service-quiet", "pod to ClusterIP, events off")
     return ways

@@ -48,7 +48,11 @@ class LabNetwork:
 
     def __enter__(self) -> LabNetwork:
         try:
-            settings = [part for name, value in self._settings.items() for part in ("--set", f"{name}={value}")]
+            settings = [
+                part
+                for name, value in self._settings.items()
+                for part in ("--set", f"{name.replace('_', '-')}={value}")
+            ]
             waggle("lab", "up", "--name", self.name, "--nodes", "2", *settings, timeout=120)
             self._apply()
         except BaseException:

@@ -19,6 +19,9 @@
 struct wag_abi {
 	struct wag_event event;
 	enum wag_event_kind event_kind;
+	enum wag_outcome outcome;
+	enum wag_direction direction;
+	enum wag_events_of events_of;
 	enum wag_counter counter;
 	enum wag_verdict verdict;
 	enum wag_reason reason;

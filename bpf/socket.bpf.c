@@ -107,7 +107,7 @@ WAG_INLINE void wag_socket_record(struct bpf_sock_addr *ctx, const struct wag_pe
 	flow.bport = bport;
 	flow.proto = peer->proto;
 	flow.hook = WAG_HOOK_SOCKET;
-	wag_flow_record(&flow);
+	wag_flow_record(&flow, WAG_HOOK_SOCKET, 0);
 }
 
 /*
@@ -127,6 +127,7 @@ WAG_INLINE int wag_socket_refuse(struct bpf_sock_addr *ctx, const struct wag_pee
 		event->proto = peer->proto;
 		event->hook = WAG_HOOK_SOCKET;
 		event->reason = reason;
+		event->verdict = wag_reason_rejects(reason) ? WAG_OUTCOME_REJECTED : WAG_OUTCOME_DROPPED;
 		wag_event_submit(event);
 	}
 	bpf_set_retval(wag_reason_rejects(reason) ? -WAG_ECONNREFUSED : -WAG_EHOSTUNREACH);

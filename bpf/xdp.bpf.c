@@ -56,7 +56,7 @@ int wag_xdp_uplink(struct xdp_md *ctx)
 			return XDP_TX;
 		return bpf_redirect(packet.out_ifindex, 0);
 	case WAG_DROP:
-		wag_report_drop(ctx, &packet);
+		wag_report_drop(ctx, &packet, WAG_OUTCOME_DROPPED);
 		return XDP_DROP;
 	default:
 		return XDP_PASS;

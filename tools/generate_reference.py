@@ -23,7 +23,9 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.cli.main import app
 from waggle.config import AgentConfig
 from waggle.metrics import Metrics
-from waggle.observe.events import REASONS
+from waggle.observe.history import History
+from waggle.observe.reasons import REASONS
+from waggle.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs/reference"
@@ -143,7 +145,7 @@ def drop_reasons() -> str:
     commented = _REASON.findall((ROOT / "bpf/include/waggle/verdict.h").read_text())
     reasons = set(Reason.__members__) - {"NONE", "MAX"}
     if {name for name, _, _ in commented} != reasons or {reason.name for reason in REASONS} != reasons:
-        raise SystemExit("enum wag_reason: each needs a comment there and words in waggle/observe/events.py")
+        raise SystemExit("enum wag_reason: each needs a comment there and words in waggle/observe/reasons.py")
     rows = [(code(name.lower()), number, REASONS[Reason[name]], words) for name, number, words in commented]
     return page(
         "Drop reasons",
@@ -155,14 +157,15 @@ def drop_reasons() -> str:
 
 def metrics() -> str:
     no_entries = SimpleNamespace(dump=list, lookup=lambda key: None)
-    tables = ("wag_drops", "wag_counters", "wag_sweeps", "wag_nat_counts")
+    tables = ("wag_drops", "wag_counters", "wag_flow_counts", "wag_buckets", "wag_sweeps", "wag_nat_counts")
     agent = SimpleNamespace(
         datapath=SimpleNamespace(maps=dict.fromkeys(tables, no_entries), map_memory=dict, nat_size=0),
         tables=SimpleNamespace(frontend_count=0, backend_count=0, service_count=0),
         health=SimpleNamespace(ports=0),
+        flows=SimpleNamespace(history=History(0), log=None, denials=SimpleNamespace(counts=Counter)),
         changes_pending=Counter(),
         unmet={},
-        store=SimpleNamespace(services={}),
+        store=Store(),
         cni=SimpleNamespace(pods=list),
         problem_count=0,
         synced=True,

@@ -46,6 +46,8 @@ DNS_ADDRESSES = ("169.254.53.53", "fd77:6167:676c::53")
 NO_DNS = "none"
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 XDP_MODES = ("none", "native", "generic")
+FLOW_EVENTS = ("off", "services", "all")
+_MAY_BE_OFF = ("podman", "flow_events")  # which YAML reads as false
 MAX_NON_MASQUERADE = 16  # WAG_NETWORKS in bpf/include/waggle/config.h
 
 
@@ -151,7 +153,25 @@ class AgentConfig:
     metrics_address: str = _setting(
         "127.0.0.1:9970", "HOST:PORT for /metrics, /healthz, /livez and /readyz; empty turns it off."
     )
-    events: bool = _setting(True, "Emit flow events (Service translations) from the data path.")
+    flow_events: str = _setting(
+        "all",
+        "Which flows are reported besides drops: off, services (those to Services), or all (those of pods with "
+        "anyone). Flows between the same ends are counted together, and reported once a second at most.",
+    )
+    event_rate: int = _setting(
+        500,
+        "Most events of one kind (flows, drops, verdicts of policies) that one CPU reports per second; of a flood the "
+        "rest is only counted.",
+    )
+    flow_history: int = _setting(
+        8 << 20, "Bytes of memory for the latest events, which `waggle flows` shows. 0: none are kept."
+    )
+    flow_log: Path | None = _setting(
+        None, "File that gets every event as a line of JSON; `waggle flows -o json` shows the same. Default: none."
+    )
+    flow_log_size: int = _setting(
+        64 << 20, "Size in bytes at which the flow log is renamed and begun anew. Four older files are kept: .1 to .4."
+    )
     max_services: int = _setting(131072, "Size of the frontend table (one entry per address, port and protocol).")
     max_backends: int = _setting(393216, "Size of the backend table (one entry per endpoint and Service port).")
     max_nat: int = _setting(
@@ -169,7 +189,7 @@ class AgentConfig:
     max_policy_flows: int = _setting(
         65536,
         "How many flows of pods with policies are remembered (about 120 bytes each, taken at the start). More flows "
-        "work too: one that was forgotten is judged again by its next packet.",
+        "work as well; one that was forgotten is judged again by its next packet.",
     )
     drift_check: int = _setting(
         60, "Seconds between two checks that the maps hold what they should; what does not is repaired. 0: no checks."
@@ -203,12 +223,20 @@ class AgentConfig:
             ("forwarding", ("snat", "dsr")),
             ("xdp", XDP_MODES),
             ("routing", ("auto", "native", "vxlan")),
+            ("flow_events", FLOW_EVENTS),
         ):
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+                label = name.replace("_", "-")
+                raise ConfigError(f"{label}: {getattr(self, name)!r} is not one of {', '.join(known)}")
         for name in ("nat_tcp_timeout", "nat_udp_timeout"):
             if not 1 <= getattr(self, name) <= 1 << 24:
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 1 and {1 << 24} seconds")
+        if not 1 <= self.event_rate <= 1_000_000:
+            raise ConfigError("event-rate: must lie between 1 and 1000000 events per second")
+        if not 0 <= self.flow_history <= 1 << 32:
+            raise ConfigError(f"flow-history: must lie between 0 and {1 << 32} bytes")
+        if self.flow_log_size < 1 << 16:
+            raise ConfigError(f"flow-log-size: must be at least {1 << 16} bytes")
         if not 1 <= self.vxlan_port <= 65535:
             raise ConfigError("vxlan-port: must lie between 1 and 65535")
         if not 1 <= self.vxlan_vni < 1 << 24:
@@ -371,6 +399,8 @@ def _coerce(name: str, value: Any) -> Any:
         raise ConfigError(f"{label}: must be true or false, not {value!r}")
     if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError(f"{label}: must be a number, not {value!r}")
+    if value is False and name in _MAY_BE_OFF:
+        return "off"
     if kind is str:
         if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise ConfigError(f"{label}: must be a string, not {value!r}")

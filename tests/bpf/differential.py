@@ -35,6 +35,7 @@ from worlds import (
     worlds,
 )
 
+from waggle.abi._generated import EventsOf
 from waggle.model.flows import Tuple
 from waggle.model.objects import EndpointSlice, kind_of
 from waggle.model.packets import End
@@ -56,7 +57,7 @@ AWAY = ("198.51.100.9", "2001:db8::99", "203.0.113.222", "2001:db8:cb::de")
 
 
 def machine(name: str) -> Machine:
-    return Machine(name, events=False, sizes=SIZES)
+    return Machine(name, events=EventsOf.OFF, sizes=SIZES)
 
 
 def run_world(on: Machine, world: World) -> Comparison:

@@ -138,7 +138,7 @@ def test_socket_is_for_root_alone(busy: AgentNode) -> None:
 
 
 def test_flows_shows_a_translation_and_a_drop(busy: AgentNode) -> None:
-    command = ["flows", "-o", "json", "--limit", "2", "--api-socket", str(busy.socket)]
+    command = ["flows", "--follow", "-o", "json", "--limit", "2", "--api-socket", str(busy.socket)]
     with subprocess.Popen(busy.inside([*WAGGLE, *command]), stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
         found: dict[str, dict[str, Any]] = {}
@@ -155,7 +155,12 @@ def test_flows_shows_a_translation_and_a_drop(busy: AgentNode) -> None:
         finally:
             reader.kill()
     drop = found["drop"]
-    assert drop["reason"] == "no_backend" and drop["service"] == "t/empty" and drop["protocol"] == "TCP"
+    assert (
+        drop["reason"] == "no_backend"
+        and drop["verdict"] == "rejected"
+        and drop["service"] == "t/empty"
+        and drop["protocol"] == "TCP"
+    )
     assert drop["destination"]["text"] == f"{NO_BACKEND_VIP}:80" and drop["explanation"]
     flow = found["flow"]
     assert flow["service"] == "t/web" and flow["backend"]["text"] == f"{PEER4}:8080" and flow["count"] >= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from waggle.metrics import Metrics
 from waggle.model.choice import NodeFacts
 from waggle.model.interface import PodInterface
 from waggle.model.objects import ObjectKey
+from waggle.observe.flow_filter import FlowFilter
 from waggle.observe.names import Names
 from waggle.plan.services import PlanContext
 from waggle.reconcile.drift import Drift
@@ -46,9 +47,10 @@ class StandInAgent:
         self.last_updated = 0.0
         self.cni = SimpleNamespace(pods=lambda: self.pods)
         self.datapath = SimpleNamespace(maps={})
-        self.events = self
         self.lines: dict[ObjectKey, int] = {}
-        self.told: list[dict[str, Any]] = []  # what every listener hears at once
+        self.flows = self
+        self.told: list[dict[str, Any]] = []  # what everybody is told who asks for events
+        self.asked: tuple[FlowFilter, dict[str, Any]] = FlowFilter(), {}  # what was asked last
         self.listening = threading.Event()
         self.doctor = StandInDoctor()
         self.last_error = ""
@@ -64,8 +66,16 @@ class StandInAgent:
             "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
-            "sources": {"manifests": {"synced": True}},
-            "counts": {"services": 1, "endpointSlices": 2, "pods": 3, "nodes": 4, "frontends": 5, "backends": 6},
+            "sources": {"manifests": {"synced": True, "policiesSynced": True}},
+            "counts": {
+                "services": 1,
+                "endpointSlices": 2,
+                "pods": 3,
+                "nodes": 4,
+                "frontends": 5,
+                "backends": 6,
+                "policies": 7,
+            },
             "mapMemoryBytes": 3 << 20,
             "problems": [],
         }
@@ -76,11 +86,16 @@ class StandInAgent:
     def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
         return self.store.owner(kind, key) or "", self.lines.get(key)
 
-    def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    async def show(self, wanted: FlowFilter, **how: Any) -> AsyncGenerator[dict[str, Any], None]:
+        self.asked = wanted, how
         for event in self.told:
-            listener(dict(event))
+            yield dict(event)
         self.listening.set()
-        return lambda: None
+        if how["follow"]:
+            await asyncio.Event().wait()
+
+    def find(self, identity: str) -> dict[str, Any] | None:
+        return next((event for event in self.told if event["id"] == identity), None)
 
 
 class StandInDoctor:

@@ -18,7 +18,9 @@ from standin_agent import Running, StandInAgent, answering
 from typer.main import get_command
 
 from waggle import __version__
+from waggle.cli import client
 from waggle.cli import main as entry
+from waggle.errors import ApiError
 from waggle.model.interface import HostPort, PodInterface
 from waggle.model.objects import (
     SERVICE_NAME_LABEL,
@@ -47,6 +49,7 @@ from waggle.model.policy_objects import (
     NetworkPolicy,
     NetworkPolicySpec,
 )
+from waggle.observe.flow_filter import parse_filter
 from waggle.reconcile.drift import Drift
 
 HOSTILE = [
@@ -178,7 +181,12 @@ def test_version(waggle):
         (("status", "--nope"), "--nope"),
         (("status", "extra"), "extra"),
         (("map", "dump"), "name"),
-        (("flows", "--kind", "verdict"), "must be drop or flow"),
+        (("flows", "--verdict", "maybe"), "not one of forwarded"),
+        (("flows", "--from", "a b"), "is no pod, namespace/, Service, address"),
+        (("flows", "--to", "10.0.0.1/8"), "host bits"),
+        (("flows", "--port", "http"), "no port"),
+        (("flows", "--since", "yesterday"), "no time such as"),
+        (("flows", "--last", "-1"), "must not be negative"),
         (("flows", "--limit", "-1"), "must not be negative"),
         (("flows", "--limit", "many"), "--limit"),
         (("status", "-o", "yaml"), "yaml"),
@@ -300,6 +308,7 @@ def test_status(waggle, agent: StandInAgent):
         "Pod ranges": "10.244.1.0/24",
         "DNS": "169.254.53.53",
         "Services": "1 (5 frontends, 6 backend records)",
+        "Policies": "7",
         "Pods": "3",
         "Nodes": "4",
         "Maps": "3.0 MiB in /sys/fs/bpf/waggle",
@@ -325,11 +334,14 @@ def test_status_with_problems_exits_with_3(waggle, agent: StandInAgent):
 
 def test_status_of_a_node_with_ipv6_alone_and_of_one_that_waits(waggle, agent: StandInAgent):
     agent.facts |= {"addresses": {"ipv4": "", "ipv6": "fd00:a::1"}, "synced": False, "devices": [], "podRanges": []}
-    agent.facts["sources"] = {"kubernetes": {"synced": False}}
+    agent.facts["sources"] = {
+        "kubernetes": {"synced": False, "policiesSynced": False},
+        "manifests": {"synced": True, "policiesSynced": False},
+    }
     out = waggle("status").out
     assert "Addresses:  fd00:a::1\n" in out
     assert "State:      waiting for its sources\n" in out
-    assert "Sources:    kubernetes (waiting)\n" in out
+    assert "Sources:    kubernetes (waiting), manifests (policies not known yet)\n" in out
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -337,7 +349,7 @@ def test_status_with_names_that_want_to_be_more_than_names(waggle, agent: StandI
     agent.facts |= {"node": name, "devices": [name]}
     agent.facts["problems"] = [{"subject": name, "reason": name, "file": name, "line": 1, "since": 0.0}]
     ran = waggle("status")
-    assert (ran.code, ran.out.count("\n")) == (3, 15)
+    assert (ran.code, ran.out.count("\n")) == (3, 16)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("status", "-o", "json").out)["node"] == name
 
@@ -442,7 +454,7 @@ def piece(of: str, *addresses: str, namespace: str = "default", pod: str = "") -
 def fill(agent: StandInAgent, *objects) -> None:
     for obj in objects:
         agent.store.upsert(obj, "test")
-    agent.names.stale = True
+    agent.names.follow(agent.store.take_changes())
 
 
 def test_no_services_and_no_endpoints(waggle, agent: StandInAgent):
@@ -601,7 +613,9 @@ def at(address: str, port: int, name: str = "") -> dict[str, object]:
 
 DROP = {
     "time": 1_700_000_000.25,
+    "id": "9f3a-17",
     "kind": "drop",
+    "verdict": "rejected",
     "hook": "pod_egress",
     "protocol": "TCP",
     "source": at("10.0.0.1", 40000, "pod default/client"),
@@ -613,7 +627,9 @@ DROP = {
 }
 FLOW = {
     "time": 1_700_000_000.5,
+    "id": "9f3a-18",
     "kind": "flow",
+    "verdict": "forwarded",
     "hook": "socket",
     "protocol": "UDP",
     "source": at("", 0, "default/client"),
@@ -631,11 +647,11 @@ def test_flows_as_lines(waggle, agent: StandInAgent):
     drop, flow = (line.split(" ", 1) for line in ran.lines)
     assert (drop[0][-4:], flow[0][-4:]) == (".250", ".500")
     assert drop[1] == (
-        "DROP  TCP pod default/client 10.0.0.1:40000 → 10.96.0.1:80 (Service default/web): "
-        "the Service has no usable endpoint [no_backend] at pod_egress"
+        "REJECTED  TCP pod default/client 10.0.0.1:40000 → 10.96.0.1:80 (Service default/web): "
+        "the Service has no usable endpoint [no_backend] at pod_egress #9f3a-17"
     )
     assert flow[1] == (
-        "FLOW  UDP default/client → [fd00:a::1]:53 (Service default/dns) → "
+        "FORWARDED UDP default/client → [fd00:a::1]:53 (Service default/dns) → "
         "pod kube-system/dns-1 [fd00:b::2]:5353 ×3 at socket"
     )
 
@@ -646,11 +662,102 @@ def test_flows_as_json_lines(waggle, agent: StandInAgent):
     assert [json.loads(line) for line in ran.lines] == [DROP, FLOW]
 
 
-@pytest.mark.parametrize("kind", ["drop", "flow"])
-def test_flows_of_one_kind(waggle, agent: StandInAgent, kind: str):
-    agent.told = [DROP, FLOW, DROP, FLOW]
-    ran = waggle("flows", "--kind", kind, "--limit", "2", "-o", "json")
-    assert [json.loads(line)["kind"] for line in ran.lines] == [kind, kind]
+def test_a_flow_without_a_service_as_a_line(waggle, agent: StandInAgent):
+    direct = {key: value for key, value in FLOW.items() if key not in ("service", "backend")}
+    agent.told = [direct]
+    (line,) = waggle("flows").lines
+    assert line.split(" ", 1)[1] == "FORWARDED UDP default/client → [fd00:a::1]:53 ×3 at socket"
+
+
+POLICY = DROP | {
+    "kind": "policy",
+    "verdict": "dropped",
+    "reason": "policy",
+    "direction": "ingress",
+    "rule": {"object": "NetworkPolicy t/web", "direction": "ingress", "index": 2, "file": "web.yaml", "line": 12},
+    "policies": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "DROPPED   TCP {ends}: ingress rule 2 of NetworkPolicy t/web (web.yaml:12) [policy] at pod_egress"),
+        (
+            {"rule": None, "policies": ["NetworkPolicy t/a", "NetworkPolicy t/b"]},
+            "no ingress rule allows it: isolated by NetworkPolicy t/a, NetworkPolicy t/b [policy] at pod_egress",
+        ),
+        ({"verdict": "audit", "rule": None}, "AUDIT     TCP {ends}: no ingress rule allows it: isolated [policy] at"),
+        ({"suppressed": 7}, "at pod_egress #9f3a-17  (7 more before it were left out)"),
+    ],
+)
+def test_what_policies_decided_as_a_line(waggle, agent: StandInAgent, change, words: str):
+    agent.told = [POLICY | change]
+    (line,) = waggle("flows").lines
+    ends = "pod default/client 10.0.0.1:40000 → 10.96.0.1:80 (Service default/web)"
+    assert words.format(ends=ends) in line
+
+
+def test_questions_reach_the_agent(waggle, agent: StandInAgent):
+    asked = (
+        "--from",
+        "t/",
+        "--from",
+        "10.0.0.0/8",
+        "--to",
+        "web",
+        "--service",
+        "t/dns",
+        "--verdict",
+        "drop",
+        "--port",
+        "53",
+    )
+    ran = waggle("flows", *asked, "--proto", "udp", "--reason", "policy_ingress", "--since", "1h30m", "--last", "5")
+    assert (ran.code, ran.err) == (0, "")
+    wanted, how = agent.asked
+    assert wanted == parse_filter(
+        {
+            "from": ["t/", "10.0.0.0/8"],
+            "to": ["web"],
+            "service": ["t/dns"],
+            "verdict": ["drop"],
+            "port": ["53"],
+            "proto": ["udp"],
+            "reason": ["policy_ingress"],
+        }
+    )
+    assert how == {"since": 5400.0, "last": 5, "follow": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ((), {"since": None, "last": 20, "follow": False}),
+        (("--follow", "--limit", "1"), {"since": None, "last": None, "follow": True}),
+        (("--since", "5m", "-f", "--limit", "1"), {"since": 300.0, "last": None, "follow": True}),
+        (("--last", "0"), {"since": None, "last": 0, "follow": False}),
+    ],
+)
+def test_what_flows_shows_without_questions(waggle, agent: StandInAgent, options, how):
+    agent.told = [DROP]
+    assert waggle("flows", *options).code == 0
+    assert agent.asked == (parse_filter({}), how)
+
+
+@pytest.mark.parametrize(
+    "target", ["/events?since=soon", "/events?last=-1", "/events?colour=red", "/events?verdict=maybe"]
+)
+def test_the_agent_says_which_question_is_wrong(agent: StandInAgent, target: str):
+    with pytest.raises(ApiError, match=target.partition("?")[2].partition("=")[0]):
+        client.get(agent.config.api_socket, target)
+
+
+def test_one_event_by_its_id(agent: StandInAgent):
+    agent.told = [DROP]
+    assert client.get(agent.config.api_socket, "/events/9f3a-17") == DROP
+    with pytest.raises(ApiError, match="no event 9f3a-99: the setting flow-history"):
+        client.get(agent.config.api_socket, "/events/9f3a-99")
 
 
 def test_a_reader_that_was_too_slow_is_told(waggle, agent: StandInAgent):
@@ -677,7 +784,7 @@ def test_flows_end_with_the_agent_which_does_not_wait_for_them(waggle, running: 
 
     thread = threading.Thread(target=stop)
     thread.start()
-    ran = waggle("flows", "-o", "json")
+    ran = waggle("flows", "--follow", "-o", "json")
     thread.join(20)
     assert stopped == [True] and not running.alive
     assert (ran.code, ran.err, json.loads(ran.out)) == (0, "", DROP)

@@ -19,7 +19,7 @@ PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root
 PATHS += ["cni_bin_dir", "cni_conf_dir"]
 OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
-NUMBERS = ["max_services", "max_backends", "max_nat"]
+NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_nat"]
 
 
 def flag(name: str) -> str:
@@ -53,7 +53,12 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node-7")
     config = load_config(None, {})
     assert config == AgentConfig(node_name="node-7")
-    assert (config.api_socket, config.manifests, config.pod_cidr, config.events) == (DEFAULT_SOCKET, None, (), True)
+    assert (config.api_socket, config.manifests, config.pod_cidr, config.flow_events) == (
+        DEFAULT_SOCKET,
+        None,
+        (),
+        "all",
+    )
 
 
 def test_the_default_node_name_is_in_lower_case_as_kubelets_is(monkeypatch: pytest.MonkeyPatch):
@@ -74,8 +79,8 @@ def test_a_flag_that_is_not_given_leaves_what_the_file_says(written, not_given):
 
 
 def test_flags_may_turn_off_what_the_file_turns_on(written):
-    config = written("events: true\nmetrics-address: 0.0.0.0:9970", events=False, metrics_address="")
-    assert (config.events, config.metrics_address) == (False, "")
+    config = written("masquerade: true\nmetrics-address: 0.0.0.0:9970", masquerade=False, metrics_address="")
+    assert (config.masquerade, config.metrics_address) == (False, "")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}"])
@@ -114,10 +119,16 @@ podman: podman --root /srv/containers
 dns-address: 169.254.20.10, fd00::53
 cluster-domain: k8s.example.org
 metrics-address: '[::]:9970'
-events: false
+flow-events: off
+event-rate: 50
+flow-history: 1048576
+flow-log: /var/log/waggle/flows.jsonl
+flow-log-size: 1000000
 max-services: 16
 max-backends: 32
 max-nat: 64
+max-policy-flows: 1000
+policy-established: keep
 nat-tcp-timeout: 3600
 nat-udp-timeout: 60
 drift-check: 5
@@ -126,12 +137,18 @@ log-level: warning
     config = written(text)
     assert {name for name in SETTINGS if getattr(config, name) == getattr(AgentConfig(), name)} == set()
     assert (config.pod_cidr, config.node_ip) == (("10.244.1.0/24", "fd00:244:1::/64"), ("192.168.1.10", "fd00::10"))
-    assert (config.devices, config.max_services, config.events) == (("eth0", "eth1"), 16, False)
+    assert (config.devices, config.max_services, config.flow_events) == (("eth0", "eth1"), 16, "off")
 
 
 def test_the_file_says_the_same_as_the_flags(written):
-    flags = {"pod_cidr": ("10.244.1.0/24",), "bpf_root": Path("/a"), "events": False, "max_nat": 99, "node_name": "a"}
-    assert written("pod-cidr: 10.244.1.0/24\nbpf-root: /a\nevents: no\nmax-nat: 99\nnode-name: a") == load_config(
+    flags = {
+        "pod_cidr": ("10.244.1.0/24",),
+        "bpf_root": Path("/a"),
+        "masquerade": False,
+        "max_nat": 99,
+        "node_name": "a",
+    }
+    assert written("pod-cidr: 10.244.1.0/24\nbpf-root: /a\nmasquerade: no\nmax-nat: 99\nnode-name: a") == load_config(
         None, flags
     )
 
@@ -150,7 +167,7 @@ def test_every_setting_is_documented(name: str):
     [
         ("pod-cdir: 10.0.0.0/8", "unknown setting 'pod-cdir'; did you mean 'pod-cidr'?"),
         ("max_services: 100", "unknown setting 'max_services'; did you mean 'max-services'?"),
-        ("Events: true", "unknown setting 'Events'; did you mean 'events'?"),
+        ("Masquerade: true", "unknown setting 'Masquerade'; did you mean 'masquerade'?"),
         ("zzz: 1", "unknown setting 'zzz'"),
         ("17: 1", "unknown setting 17"),
         ("null: 1", "unknown setting None"),
@@ -246,9 +263,9 @@ def test_a_list_must_hold_strings(written, name: str, value: str):
 
 
 @pytest.mark.parametrize("value", ["1", "'true'", "null", "[]", "maybe"])
-def test_events_must_be_true_or_false(written, value: str):
-    with pytest.raises(ConfigError, match=r"^events: must be true or false, not "):
-        written(f"events: {value}")
+def test_masquerade_must_be_true_or_false(written, value: str):
+    with pytest.raises(ConfigError, match=r"^masquerade: must be true or false, not "):
+        written(f"masquerade: {value}")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -441,3 +458,24 @@ def test_dns_addresses() -> None:
         assert refused(dns_address=bad).startswith("dns-address: ")
     for bad in ("", "x_y", "-a", "a..b", "UPPER"):
         assert refused(cluster_domain=bad).startswith("cluster-domain: ")
+
+
+@pytest.mark.parametrize(("setting", "off"), [("podman", "off"), ("flow-events", "off")])
+def test_off_is_a_word_here_and_no_truth_value(written, setting: str, off: str):
+    """YAML 1.1 reads it as false."""
+    assert getattr(written(f"{setting}: off"), setting.replace("-", "_")) == off
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("flow-events: some", "flow-events: 'some' is not one of off, services, all"),
+        ("flow-events: true", "flow-events: must be a string"),
+        ("event-rate: 0", "event-rate: must lie between 1 and 1000000"),
+        ("flow-history: -1", "flow-history: must lie between 0 and"),
+        ("flow-log-size: 100", "flow-log-size: must be at least 65536 bytes"),
+    ],
+)
+def test_settings_of_events(written, setting: str, words: str):
+    with pytest.raises(ConfigError, match=f"^{words}"):
+        written(setting)

@@ -28,7 +28,8 @@ WAG_CONFIG(struct wag_addr, wag_node_ip4, "IPv4 address of this node: source of 
 WAG_CONFIG(struct wag_addr, wag_node_ip6, "IPv6 address of this node: source of SNAT; all zero when it has none");
 WAG_CONFIG(__u64, wag_host_cookie, "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort");
 WAG_CONFIG(__u8, wag_loopback_nodeport, "1: the node's own sockets reach NodePorts by loopback addresses");
-WAG_CONFIG(__u8, wag_events, "1: Service translations are aggregated per flow and emitted as events");
+WAG_CONFIG(__u8, wag_events, "flows that are aggregated and emitted as events: 0 none, 1 those to Services, 2 all of pods");
+WAG_CONFIG(__u64, wag_event_gap_ns, "mean time between two events of one kind that a CPU emits, in nanoseconds; they may come in bursts");
 WAG_CONFIG(__u16, wag_snat_min, "lowest source port that SNAT picks");
 WAG_CONFIG(__u16, wag_snat_max, "highest source port that SNAT picks");
 WAG_CONFIG(__u32, wag_young_flows, "so many flows may have begun and not be confirmed: the size of wag_nat_young");

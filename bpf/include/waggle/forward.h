@@ -13,6 +13,7 @@
 #include "event.h"
 #include "fragment.h"
 #include "packet.h"
+#include "report.h"
 #include "uplink.h"
 
 #define WAG_AF_INET 2
@@ -179,32 +180,6 @@ WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, c
 	return wag_to_wire(ctx, packet, to, 0);
 }
 
-static __noinline int wag_report_drop(wag_ctx *ctx, struct wag_packet *packet)
-{
-	struct wag_event *event;
-
-	if (!packet)
-		return 0;
-	wag_count_drop(packet->reason, packet->hook & (WAG_HOOK_MAX - 1));
-	event = wag_event_start(WAG_EVENT_DROP, bpf_ktime_get_ns());
-	if (!event)
-		return 0;
-	event->src = packet->tuple.src;
-	event->dst = packet->tuple.dst;
-	event->sport = packet->tuple.sport;
-	event->dport = packet->tuple.dport;
-	event->proto = packet->tuple.proto;
-	event->hook = packet->hook;
-	event->reason = packet->reason;
-#ifdef WAG_XDP
-	event->ifindex = ctx->ingress_ifindex;
-#else
-	event->ifindex = ctx->ifindex;
-#endif
-	wag_event_submit(event);
-	return 0;
-}
-
 #ifndef WAG_XDP
 
 WAG_INLINE int wag_shot(void)
@@ -230,6 +205,10 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 	/* by the wire, by the stack or by its interface, the packet may meet another program */
 	if (packet->translated && (verdict != WAG_TO_POD || outside))
 		ctx->mark = WAG_MARK;
+	if (wag_begins_directly(packet, verdict))
+		wag_direct_record(packet);
+	if (packet->audit && verdict != WAG_DROP)
+		wag_report_audit(ctx, packet);
 	switch (verdict) {
 	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
 		return outside ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);
@@ -238,7 +217,7 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 	case WAG_SEND_BACK:
 		return wag_send_back(ctx, packet);
 	case WAG_DROP:
-		wag_report_drop(ctx, packet);
+		wag_report_drop(ctx, packet, WAG_OUTCOME_DROPPED);
 		return wag_shot();
 	default:
 		return TC_ACT_OK;

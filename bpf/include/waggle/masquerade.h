@@ -60,6 +60,8 @@ WAG_INLINE enum wag_verdict wag_masquerade_begin(wag_ctx *ctx, struct wag_packet
 	wag_endpoint_mark_nat(wag_endpoint_find(&packet->tuple.src));
 	wag_endpoint_mark_nat(wag_endpoint_find(&scratch->to.src));
 	wag_count(WAG_COUNTER_MASQUERADE);
+	if (wag_events == WAG_EVENTS_OF_ALL)
+		wag_direct_record(packet);
 	return wag_translate(ctx, packet, &scratch->to);
 }
 

@@ -15,6 +15,7 @@
 #include "addr.h"
 #include "config.h"
 #include "endpoint.h"
+#include "event.h"
 #include "nat_table.h"
 #include "packet.h"
 
@@ -232,29 +233,36 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
-/* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
-static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
+/* What one set says of a peer and a port. NULL, which denies: the tables are broken. */
+WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __u32 place)
 {
 	struct wag_policy_key key = { .set = set, .peer = class };
-	struct wag_policy_step *step;
 	struct wag_policy_run *run;
 
-	if (!packet)
-		return 0;
-	packet->policy = set;
-	packet->rule = 0;
 	run = bpf_map_lookup_elem(&wag_policy, &key);
 	if (!run) {
 		key.peer = WAG_CLASS_ANY;
 		run = bpf_map_lookup_elem(&wag_policy, &key);
 	}
-	if (!run || !run->count)
+	return run && run->count ? wag_policy_find(run, place) : NULL;
+}
+
+/* Does the set allow it? The packet notes who denies it, or, if nobody does, the first who would. */
+static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+{
+	struct wag_policy_step *step = wag_policy_look_up(set, class, place);
+	__u8 verdict = step ? step->verdict : 0;
+
+	if (!packet)
 		return 0;
-	step = wag_policy_find(run, place);
-	if (!step)
-		return 0;
-	packet->rule = step->rule;
-	return step->verdict;
+	if (!(verdict & WAG_POLICY_ALLOW) || (verdict & WAG_POLICY_AUDIT && !packet->audit)) {
+		packet->policy = set;
+		packet->rule = step ? step->rule : 0;
+		packet->direction = direction;
+	}
+	if (verdict & WAG_POLICY_AUDIT)
+		packet->audit = 1;
+	return verdict & WAG_POLICY_ALLOW;
 }
 
 /*
@@ -265,7 +273,7 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
-	int verdict;
+	__u64 class;
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
@@ -275,18 +283,16 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
-		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
-		if (!(verdict & WAG_POLICY_ALLOW))
+		class = wag_class_seen(packet, &flow->dst, to);
+		if (!wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS))
 			return WAG_REASON_POLICY_EGRESS;
-		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
 		if (to->ingress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, from);
-		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
-		if (!(verdict & WAG_POLICY_ALLOW))
+		class = wag_class_seen(packet, &flow->src, from);
+		if (!wag_policy_allows(packet, to->ingress_policy, class, place, WAG_DIRECTION_INGRESS))
 			return WAG_REASON_POLICY_INGRESS;
-		packet->audit |= !!(verdict & WAG_POLICY_AUDIT);
 	}
 	return WAG_REASON_NONE;
 }

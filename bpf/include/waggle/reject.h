@@ -189,7 +189,7 @@ WAG_INLINE int wag_reject(wag_ctx *ctx, struct wag_packet *packet)
 	bool refused = packet->answer == WAG_ANSWER_UNREACHABLE;
 	int failed;
 
-	wag_report_drop(ctx, packet);
+	wag_report_drop(ctx, packet, WAG_OUTCOME_REJECTED);
 	if (!wag_reply_allowed(ctx))
 		return wag_shot();
 	wag_reply_source(packet);

@@ -27,7 +27,7 @@ static __noinline int wag_translation_record(struct wag_packet *packet, struct w
 	flow.bport = to->dport;
 	flow.proto = to->proto;
 	flow.hook = packet->hook;
-	return wag_flow_record(&flow);
+	return wag_flow_record(&flow, packet->hook, packet->tuple.sport);
 }
 
 /* Does what comes in by this hook come from outside of the node? */

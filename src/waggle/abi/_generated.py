@@ -28,6 +28,33 @@ class EventKind(IntEnum):
 
     DROP = 1
     FLOW = 2
+    POLICY = 3
+    MAX = 4
+
+
+class Outcome(IntEnum):
+    """enum wag_outcome."""
+
+    FORWARDED = 1
+    DROPPED = 2
+    REJECTED = 3
+    AUDIT = 4
+
+
+class Direction(IntEnum):
+    """enum wag_direction."""
+
+    NONE = 0
+    INGRESS = 1
+    EGRESS = 2
+
+
+class EventsOf(IntEnum):
+    """enum wag_events_of."""
+
+    OFF = 0
+    SERVICES = 1
+    ALL = 2
 
 
 class Counter(IntEnum):
@@ -39,7 +66,7 @@ class Counter(IntEnum):
     UDP_SLOT = 3
     MASQUERADE = 4
     DSR = 5
-    MAX = 8
+    MAX = 16
 
 
 class Verdict(IntEnum):
@@ -169,16 +196,17 @@ class ServiceRangeFlag(IntFlag):
     STRAYS = 2
 
 
-EVENT_SIZE = 88
-_EVENT = Struct("=QQQ16s16s16sHHHBBBB2xI")
+EVENT_SIZE = 104
+_EVENT = Struct("=QQQQ16s16s16sHHHBBBBBBIII")
 
 
 class Event(NamedTuple):
-    """struct wag_event: 88 bytes."""
+    """struct wag_event: 104 bytes."""
 
     time_ns: int
     netns: int
     count: int  # type: ignore[assignment]  # tuple has a method of this name
+    policy: int
     src: bytes
     dst: bytes
     backend: bytes
@@ -189,13 +217,18 @@ class Event(NamedTuple):
     kind: int
     hook: int
     reason: int
+    verdict: int
+    direction: int
     ifindex: int
+    rule: int
+    suppressed: int
 
     def values(self) -> tuple[Any, ...]:
         return (
             self.time_ns,
             self.netns,
             self.count,
+            self.policy,
             self.src,
             self.dst,
             self.backend,
@@ -206,7 +239,11 @@ class Event(NamedTuple):
             self.kind,
             self.hook,
             self.reason,
+            self.verdict,
+            self.direction,
             self.ifindex,
+            self.rule,
+            self.suppressed,
         )
 
     def pack(self) -> bytes:
@@ -214,6 +251,7 @@ class Event(NamedTuple):
             self.time_ns,
             self.netns,
             self.count,
+            self.policy,
             self.src,
             self.dst,
             self.backend,
@@ -224,7 +262,11 @@ class Event(NamedTuple):
             self.kind,
             self.hook,
             self.reason,
+            self.verdict,
+            self.direction,
             self.ifindex,
+            self.rule,
+            self.suppressed,
         )
 
     @classmethod
@@ -236,14 +278,19 @@ class Event(NamedTuple):
             v[3],
             v[4],
             v[5],
-            _swap16(v[6]),
+            v[6],
             _swap16(v[7]),
             _swap16(v[8]),
-            v[9],
+            _swap16(v[9]),
             v[10],
             v[11],
             v[12],
             v[13],
+            v[14],
+            v[15],
+            v[16],
+            v[17],
+            v[18],
         )
 
     @classmethod
@@ -473,32 +520,96 @@ class FlowKey(NamedTuple):
         return cls.of(*_FLOW_KEY.unpack(raw))
 
 
-FLOW_SIZE = 16
-_FLOW = Struct("=QQ")
+FLOW_SIZE = 24
+_FLOW = Struct("=QQQ")
 
 
 class Flow(NamedTuple):
-    """struct wag_flow: 16 bytes."""
+    """struct wag_flow: 24 bytes."""
 
     count: int  # type: ignore[assignment]  # tuple has a method of this name
     emitted_ns: int
+    seen_ns: int
 
     def values(self) -> tuple[Any, ...]:
         return (
             self.count,
             self.emitted_ns,
+            self.seen_ns,
         )
 
     def pack(self) -> bytes:
-        return _FLOW.pack(self.count, self.emitted_ns)
+        return _FLOW.pack(self.count, self.emitted_ns, self.seen_ns)
 
     @classmethod
     def of(cls, *v: Any) -> Flow:
-        return cls(v[0], v[1])
+        return cls(v[0], v[1], v[2])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Flow:
         return cls.of(*_FLOW.unpack(raw))
+
+
+BUCKET_SIZE = 24
+_BUCKET = Struct("=QQI4x")
+
+
+class Bucket(NamedTuple):
+    """struct wag_bucket: 24 bytes."""
+
+    full_ns: int
+    left_out: int
+    since: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.full_ns,
+            self.left_out,
+            self.since,
+        )
+
+    def pack(self) -> bytes:
+        return _BUCKET.pack(self.full_ns, self.left_out, self.since)
+
+    @classmethod
+    def of(cls, *v: Any) -> Bucket:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Bucket:
+        return cls.of(*_BUCKET.unpack(raw))
+
+
+DENIAL_KEY_SIZE = 16
+_DENIAL_KEY = Struct("=QIBB2x")
+
+
+class DenialKey(NamedTuple):
+    """struct wag_denial_key: 16 bytes."""
+
+    policy: int
+    rule: int
+    direction: int
+    verdict: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.policy,
+            self.rule,
+            self.direction,
+            self.verdict,
+        )
+
+    def pack(self) -> bytes:
+        return _DENIAL_KEY.pack(self.policy, self.rule, self.direction, self.verdict)
+
+    @classmethod
+    def of(cls, *v: Any) -> DenialKey:
+        return cls(v[0], v[1], v[2], v[3])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> DenialKey:
+        return cls.of(*_DENIAL_KEY.unpack(raw))
 
 
 FRAGMENT_KEY_SIZE = 40
@@ -559,6 +670,34 @@ class Fragment(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> Fragment:
         return cls.of(*_FRAGMENT.unpack(raw))
+
+
+SEEN_SIZE = 16
+_SEEN = Struct("=QQ")
+
+
+class Seen(NamedTuple):
+    """struct wag_seen: 16 bytes."""
+
+    tag: int
+    time_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.tag,
+            self.time_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _SEEN.pack(self.tag, self.time_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> Seen:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Seen:
+        return cls.of(*_SEEN.unpack(raw))
 
 
 UPLINK_SIZE = 8
@@ -1311,13 +1450,16 @@ class Sweep(NamedTuple):
 MAPS: dict[str, tuple[Any, Any]] = {
     "wag_affinity": (AffinityKey, Affinity),
     "wag_backends": (U32, Backend),
+    "wag_buckets": (U32, Bucket),
     "wag_class_ranges": (ClassRangeKey, U64),
     "wag_classes": (Address, U64),
     "wag_conns": (Tuple, Conn),
     "wag_counters": (U32, U64),
+    "wag_denials": (DenialKey, U64),
     "wag_drops": (U32, U64),
     "wag_endpoints": (Address, Endpoint),
     "wag_events_rb": (None, None),
+    "wag_flow_counts": (U32, U64),
     "wag_flows": (FlowKey, Flow),
     "wag_fragments": (FragmentKey, Fragment),
     "wag_health": (HealthKey, Health),
@@ -1332,6 +1474,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_policy_steps": (U32, PolicyStep),
     "wag_policy_work": (U32, PolicyWork),
     "wag_scratch": (U32, Scratch),
+    "wag_seen": (U32, Seen),
     "wag_services": (ServiceKey, Service),
     "wag_source_ranges": (RangeKey, U32),
     "wag_svc_ranges": (U32, ServiceRange),
@@ -1343,8 +1486,9 @@ MAPS: dict[str, tuple[Any, Any]] = {
 #: load-time constant → what it means
 CONFIG: dict[str, str] = {
     "wag_beside_proxy": "1: established flows that the NAT table does not know are another proxy's",
+    "wag_event_gap_ns": "mean time between two events of one kind that a CPU emits, in nanoseconds; they may come in bursts",
     "wag_event_ns": "shortest time between two events of one flow, in nanoseconds",
-    "wag_events": "1: Service translations are aggregated per flow and emitted as events",
+    "wag_events": "flows that are aggregated and emitted as events: 0 none, 1 those to Services, 2 all of pods",
     "wag_host_cookie": "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort",
     "wag_loopback_nodeport": "1: the node's own sockets reach NodePorts by loopback addresses",
     "wag_masquerade": "1: what pods send out of the cluster gets the node's address",
@@ -1362,88 +1506,93 @@ CONFIG: dict[str, str] = {
 #: object → load-time constant → (offset, size) in .rodata
 CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
     "socket": {
-        "wag_beside_proxy": (592, 1),
-        "wag_event_ns": (600, 8),
+        "wag_beside_proxy": (600, 1),
+        "wag_event_gap_ns": (48, 8),
+        "wag_event_ns": (608, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (64, 1),
+        "wag_masquerade": (76, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (72, 520),
-        "wag_snat_max": (44, 2),
-        "wag_snat_min": (42, 2),
-        "wag_sweep_seconds": (60, 4),
-        "wag_tcp_seconds": (52, 4),
-        "wag_udp_seconds": (56, 4),
-        "wag_young_flows": (48, 4),
+        "wag_non_masquerade": (80, 520),
+        "wag_snat_max": (58, 2),
+        "wag_snat_min": (56, 2),
+        "wag_sweep_seconds": (72, 4),
+        "wag_tcp_seconds": (64, 4),
+        "wag_udp_seconds": (68, 4),
+        "wag_young_flows": (60, 4),
     },
     "pod": {
-        "wag_beside_proxy": (592, 1),
-        "wag_event_ns": (600, 8),
+        "wag_beside_proxy": (600, 1),
+        "wag_event_gap_ns": (48, 8),
+        "wag_event_ns": (608, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (64, 1),
+        "wag_masquerade": (76, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (72, 520),
-        "wag_snat_max": (44, 2),
-        "wag_snat_min": (42, 2),
-        "wag_sweep_seconds": (60, 4),
-        "wag_tcp_seconds": (52, 4),
-        "wag_udp_seconds": (56, 4),
-        "wag_young_flows": (48, 4),
+        "wag_non_masquerade": (80, 520),
+        "wag_snat_max": (58, 2),
+        "wag_snat_min": (56, 2),
+        "wag_sweep_seconds": (72, 4),
+        "wag_tcp_seconds": (64, 4),
+        "wag_udp_seconds": (68, 4),
+        "wag_young_flows": (60, 4),
     },
     "node": {
-        "wag_beside_proxy": (592, 1),
-        "wag_event_ns": (600, 8),
+        "wag_beside_proxy": (600, 1),
+        "wag_event_gap_ns": (48, 8),
+        "wag_event_ns": (608, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (64, 1),
+        "wag_masquerade": (76, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (72, 520),
-        "wag_snat_max": (44, 2),
-        "wag_snat_min": (42, 2),
-        "wag_sweep_seconds": (60, 4),
-        "wag_tcp_seconds": (52, 4),
-        "wag_udp_seconds": (56, 4),
-        "wag_young_flows": (48, 4),
+        "wag_non_masquerade": (80, 520),
+        "wag_snat_max": (58, 2),
+        "wag_snat_min": (56, 2),
+        "wag_sweep_seconds": (72, 4),
+        "wag_tcp_seconds": (64, 4),
+        "wag_udp_seconds": (68, 4),
+        "wag_young_flows": (60, 4),
     },
     "xdp": {
-        "wag_beside_proxy": (592, 1),
-        "wag_event_ns": (600, 8),
+        "wag_beside_proxy": (600, 1),
+        "wag_event_gap_ns": (48, 8),
+        "wag_event_ns": (608, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (64, 1),
+        "wag_masquerade": (76, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (72, 520),
-        "wag_snat_max": (44, 2),
-        "wag_snat_min": (42, 2),
-        "wag_sweep_seconds": (60, 4),
-        "wag_tcp_seconds": (52, 4),
-        "wag_udp_seconds": (56, 4),
-        "wag_young_flows": (48, 4),
+        "wag_non_masquerade": (80, 520),
+        "wag_snat_max": (58, 2),
+        "wag_snat_min": (56, 2),
+        "wag_sweep_seconds": (72, 4),
+        "wag_tcp_seconds": (64, 4),
+        "wag_udp_seconds": (68, 4),
+        "wag_young_flows": (60, 4),
     },
     "sweep": {
-        "wag_beside_proxy": (592, 1),
-        "wag_event_ns": (600, 8),
+        "wag_beside_proxy": (600, 1),
+        "wag_event_gap_ns": (48, 8),
+        "wag_event_ns": (608, 8),
         "wag_events": (41, 1),
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (64, 1),
+        "wag_masquerade": (76, 1),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (72, 520),
-        "wag_snat_max": (44, 2),
-        "wag_snat_min": (42, 2),
-        "wag_sweep_seconds": (60, 4),
-        "wag_tcp_seconds": (52, 4),
-        "wag_udp_seconds": (56, 4),
-        "wag_young_flows": (48, 4),
+        "wag_non_masquerade": (80, 520),
+        "wag_snat_max": (58, 2),
+        "wag_snat_min": (56, 2),
+        "wag_sweep_seconds": (72, 4),
+        "wag_tcp_seconds": (64, 4),
+        "wag_udp_seconds": (68, 4),
+        "wag_young_flows": (60, 4),
     },
 }

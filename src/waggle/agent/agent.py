@@ -20,9 +20,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from waggle.abi._generated import Scope, ServiceKey
+from waggle.abi.address import ANY4, ANY6, is_ipv4
 from waggle.agent.dns_server import PORT as DNS_PORT
 from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
+from waggle.agent.flows import Flows
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.network import NodeNetwork
 from waggle.agent.pods import PodPrograms
@@ -46,12 +49,12 @@ from waggle.model.service import Balancing, Forwarding, ignored_annotations, ope
 from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_networks
 from waggle.model.why import Situation
 from waggle.model.workload import DEFAULT_NAMESPACE
-from waggle.observe.events import EventReader
 from waggle.observe.names import Names
+from waggle.observe.rules import NoRules, Rules
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.names import ServiceNames
-from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service
+from waggle.plan.services import PlanContext, ServiceRow, plan_nodes, plan_service, view_service
 from waggle.plan.vips import plan_ranges, plan_vips
 from waggle.reconcile import takeover
 from waggle.reconcile.datapath import (
@@ -85,7 +88,6 @@ log = logging.getLogger(__name__)
 
 SLICE = 1000  # Services planned and written before other work gets its turn
 SETTLE_SECONDS = 0.25  # no packet is on its way through a program that long
-EVENT_POLL_SECONDS = 0.1
 SWEEP_SECONDS = 0.1  # between a UDP Service's change and the walk over sockets: changes come in bursts
 HOUSEKEEPING_SECONDS = 5.0
 SETTLE_POD_SECONDS = 0.5
@@ -149,7 +151,8 @@ class Agent:
         self.maglev: MaglevTables
         self.kernel_sweeps = True
         self.doctor = Doctor(self)
-        self.events: EventReader
+        self.flows: Flows
+        self.rules: Rules = NoRules()
         self.cni: CniService
         self.attached_pods = AttachedPods(self.store, config.node_name, lambda: self.cni.attachments())
         self.podman: PodmanSource | None = None
@@ -157,7 +160,7 @@ class Agent:
         self.service_names = ServiceNames(self.store, config.cluster_domain, ranges)
         self.dns: DnsServer | None = None
         self._dns_clients: frozenset[str] | None = None  # None: to be found anew
-        self.names = Names(self.store, lambda: self.cni.pods())
+        self.names = Names(self.store, lambda: self.cni.pods(), self.service_of, self._endpoint_addresses)
         sysctls = Sysctls(config.state_dir)
         self.proxy = ProxyFlows(
             self.datapath, sysctls, lambda: self.network.node.every, lambda: self.tables.frontends()
@@ -237,7 +240,7 @@ class Agent:
             self.network.attach()
         else:
             log.info("the tables have a new layout: what is at work stays until they are full")
-        self.events = EventReader(self.datapath.maps["wag_events_rb"], self.names)
+        self.flows = Flows(self.config, self.datapath.maps, self.names, self.rules)
         self.names.by_netns[netns_cookie_of_self()] = f"node {self.config.node_name}"
         log.info(
             "data path ready in %.0f ms: node %s, addresses %s, uplinks %s, %d frontends and %d pods taken over",
@@ -303,7 +306,7 @@ class Agent:
             if self.podman is not None:
                 tasks.create_task(self.podman.run(), name="podman")
             tasks.create_task(self._settle_pods(), name="pods")
-            tasks.create_task(self._poll_events(), name="events")
+            tasks.create_task(self.flows.run(), name="events")
             tasks.create_task(self._watch_interfaces(), name="interfaces")
             tasks.create_task(self._housekeeping(), name="housekeeping")
             if self.config.drift_check:
@@ -466,7 +469,7 @@ class Agent:
         self.service_names.stale |= bool(changes.services)
         full = self._follow_context(bool(changes.nodes))
         self._follow_host_ports()
-        self.names.stale = True
+        self.names.follow(changes)
         complete = self.all_synced
         if self.tables.pending or self.health.pending or self.vips.pending or changes.nodes:
             self.flush()  # nodes, and what the pass before this one could not write
@@ -532,6 +535,17 @@ class Agent:
             self._pending |= self.host_ports.keys()
             return True
         return False
+
+    def service_of(self, address: bytes, port: int, protocol: int) -> str:
+        """ "namespace/name" of the Service with this frontend, "" for none. NodePorts have no address of their own."""
+        for one in (address, ANY4 if is_ipv4(address) else ANY6):
+            owner = self.tables.owner(ServiceKey(one, port, protocol, Scope.INTERNAL).pack())
+            if isinstance(owner, ObjectKey):
+                return str(owner)
+        return ""
+
+    def _endpoint_addresses(self, key: ObjectKey) -> set[str]:
+        return {endpoint.address for view in view_service(self.store, key, self.context) for endpoint in view.endpoints}
 
     @property
     def is_behind(self) -> bool:
@@ -676,11 +690,6 @@ class Agent:
         self.network_offered = True
         log.info("container runtimes find the network %s in %s", cni_install.NETWORK, config.cni_conf_dir)
 
-    async def _poll_events(self) -> None:
-        while True:
-            await asyncio.sleep(EVENT_POLL_SECONDS)
-            self.events.poll()
-
     async def _settle_pods(self) -> None:
         while True:
             await asyncio.sleep(SETTLE_POD_SECONDS)
@@ -781,6 +790,7 @@ class Agent:
             found += [Problem(named(owner), reason) for reason in faults(ports, self.context.addresses)]
         found += self.policies.problems()
         found += self.ports.problems()
+        found += self.flows.problems()
         if self.ranges.problem:
             found.append(Problem("source ranges", self.ranges.problem))
         if self.vips.problem and not self.tables.starved:  # those have the same cause, and a name

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
+import math
 import os
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ConfigError, NotReady
 from waggle.model.objects import ObjectKey
+from waggle.model.policy import Side, Traffic
 from waggle.model.service import Family
 from waggle.model.why import why
+from waggle.observe.flow_filter import parse_filter
 from waggle.observe.names import frontend_text
 from waggle.observe.policies import policy_rows
 from waggle.observe.why import why_json
 from waggle.plan.services import view_service
-
-MAX_LISTENER_BACKLOG = 10_000
 
 
 class Api:
@@ -74,6 +75,7 @@ class Api:
                 web.get("/policies", self._policies),
                 web.get("/why", self._why),
                 web.get("/events", self._events),
+                web.get("/events/{id}", self._event),
                 web.post("/cni", self._cni),
                 web.post("/doctor", self._doctor),
                 web.post("/takeover", self._takeover),
@@ -238,41 +240,51 @@ class Api:
             origin, line = agent.place_of(kind, key)
             return (origin.removeprefix("file:"), line) if origin.startswith("file:") else (None, None)
 
-        return _json(why_json(answer, place))
+        def in_force(side: Side, traffic: Traffic) -> dict[str, Any] | None:
+            found = agent.policies.in_force(side, traffic)
+            return None if found is None else found._asdict()
+
+        return _json(await asyncio.to_thread(why_json, answer, place, in_force))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Events as JSON lines until the client goes away; a client that is too slow loses events and is told."""
-        kind = request.query.get("kind", "")
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_LISTENER_BACKLOG)
-        lost = 0
-
-        def listener(event: dict[str, Any]) -> None:
-            nonlocal lost
-            if kind and event["kind"] != kind:
-                return
-            try:
-                queue.put_nowait(event)
-            except asyncio.QueueFull:
-                lost += 1
-
+        """Events as JSON lines. The query holds the questions of waggle.observe.flow_filter, each as often as it has
+        answers; since=SECONDS and last=N for those that are remembered, and follow=1 for those that come, until the
+        client goes away. 400 says which question or number is wrong."""
+        asked = {name: request.query.getall(name) for name in request.query}
+        numbers: dict[str, str] = {name: asked.pop(name)[-1] for name in ("since", "last", "follow") if name in asked}
+        try:
+            wanted = parse_filter(asked)
+            since = _number("since", numbers)
+            last = _number("last", numbers)
+        except ValueError as error:
+            return web.Response(status=400, text=str(error))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        stop = self._agent.events.listen(listener)
         task = asyncio.current_task()
         if task is not None:
             self._streams.add(task)
+        events = self._agent.flows.show(
+            wanted, since=since, last=None if last is None else int(last), follow=numbers.get("follow") == "1"
+        )
         try:
-            while True:
-                event = await queue.get()
-                if lost:
-                    event["lost"], lost = lost, 0
-                await response.write(msgspec.json.encode(event) + b"\n")
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    await response.write(msgspec.json.encode(event) + b"\n")
         except (ConnectionResetError, asyncio.CancelledError):
             return response
         finally:
-            stop()
             if task is not None:
                 self._streams.discard(task)
+        return response
+
+    async def _event(self, request: web.Request) -> web.Response:
+        """One event by its id. 404 where it is not remembered."""
+        identity = request.match_info["id"]
+        found = self._agent.flows.find(identity)
+        if found is None:
+            text = f"no event {identity}: the setting flow-history says how much is remembered, until the agent ends"
+            return web.Response(status=404, text=text)
+        return _json(found)
 
     async def _takeover(self, _request: web.Request) -> web.Response:
         """Takes over established flows of another proxy. 503 before the first sync."""
@@ -319,6 +331,19 @@ def health_answer(agent: Agent, now: float) -> dict[str, Any]:
         "error": agent.last_error,
         "status": {"IPv4": family, "IPv6": family},  # one pass writes both
     }
+
+
+def _number(name: str, given: Mapping[str, str]) -> float | None:
+    """ValueError names what is no number."""
+    if name not in given:
+        return None
+    try:
+        number = float(given[name])
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: {given[name]!r} is not a number from 0 on")
+    return number
 
 
 def rfc3339(seconds: float) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from waggle.abi._generated import NAT_COUNT_SIZE, SWEEP_SIZE, NatCount, Sweep
+from waggle.abi._generated import NAT_COUNT_SIZE, SWEEP_SIZE, NatCount, Outcome, Reason, Sweep
 from waggle.model.objects import KINDS
-from waggle.observe.counters import all_reasons, counters, drops
+from waggle.observe.counters import counters, drops, flows, suppressed
+from waggle.observe.denials import Denied
+from waggle.observe.reasons import REJECTING, all_reasons, hook_direction, verdict_name
 
 if TYPE_CHECKING:
     from waggle.agent.agent import Agent
@@ -29,21 +31,17 @@ class DatapathCollector(Collector):
         maps = self._agent.datapath.maps
         if not maps:
             return
-        dropped = CounterMetricFamily(
-            "waggle_drops", "Packets and connections dropped, by reason and hook.", labels=["reason", "hook"]
-        )
-        found = drops(maps["wag_drops"])
-        for (reason, hook), value in sorted(found.items()):
-            dropped.add_metric([reason, hook], value)
-        for reason in all_reasons():
-            if not any(known == reason for known, _ in found):
-                dropped.add_metric([reason, ""], 0)
-        yield dropped
+        yield from self._verdicts(maps)
         for name, value in counters(maps["wag_counters"]).items():
             yield CounterMetricFamily(f"waggle_{name}", _COUNTER_HELP[name], value=value)
         yield from _nat(maps, self._agent.datapath.nat_size)
         tables = self._agent.tables
         yield GaugeMetricFamily("waggle_services", "Services known.", value=len(self._agent.store.services))
+        store = self._agent.store
+        policies = GaugeMetricFamily("waggle_policies", "Policies known, by kind.", labels=["kind"])
+        policies.add_metric(["NetworkPolicy"], len(store.policies))
+        policies.add_metric(["ClusterNetworkPolicy"], len(store.cluster_policies))
+        yield policies
         yield GaugeMetricFamily("waggle_frontends", "Entries of the frontend table.", value=tables.frontend_count)
         yield GaugeMetricFamily("waggle_backends", "Records of the backend table in use.", value=tables.backend_count)
         yield GaugeMetricFamily("waggle_pods", "Pods attached on this node.", value=len(self._agent.cni.pods()))
@@ -58,6 +56,47 @@ class DatapathCollector(Collector):
         for name, value in sorted(self._agent.datapath.map_memory().items()):
             memory.add_metric([name], value)
         yield memory
+
+    def _verdicts(self, maps: Mapping[str, Map]) -> Iterator[Family]:
+        dropped = CounterMetricFamily(
+            "waggle_drops", "Packets and connections dropped, by reason and hook.", labels=["reason", "hook"]
+        )
+        found = drops(maps["wag_drops"])
+        for (reason, hook), value in sorted(found.items()):
+            dropped.add_metric([reason, hook], value)
+        for reason in all_reasons():
+            if not any(known == reason for known, _ in found):
+                dropped.add_metric([reason, ""], 0)
+        yield dropped
+        own = self._agent.flows
+        denied = own.denials.counts()
+        yield _by_verdict(found, flows(maps["wag_flow_counts"]), denied)
+        policy = CounterMetricFamily(
+            "waggle_policy_denials",
+            "Packets that policies dropped (verdict dropped), or would drop if audited ones were enforced (audit), by "
+            "the object that decided; where no rule did, by those that isolate the pod.",
+            labels=["policy", "direction", "verdict"],
+        )
+        for who, value in sorted(denied.items()):
+            policy.add_metric(list(who), value)
+        yield policy
+        left_out = CounterMetricFamily(
+            "waggle_events_suppressed",
+            "Events that were left out because there were too many (event-rate).",
+            labels=["kind"],
+        )
+        for kind, value in suppressed(maps["wag_buckets"]).items():
+            left_out.add_metric([kind], value)
+        yield left_out
+        yield GaugeMetricFamily("waggle_flow_history_events", "Events that are remembered.", value=len(own.history))
+        yield GaugeMetricFamily(
+            "waggle_flow_history_bytes", "Memory that they take, at most.", value=own.history.memory_bytes
+        )
+        yield CounterMetricFamily(
+            "waggle_flow_log_lost",
+            "Events that could not be written to the flow log.",
+            value=own.log.lost if own.log is not None else 0,
+        )
 
     def _services(self) -> Iterator[Family]:
         agent = self._agent
@@ -84,6 +123,30 @@ class DatapathCollector(Collector):
         for policy in ("external", "internal"):
             unmet.add_metric([policy], sum(policy in found for found in agent.unmet.values()))
         yield unmet
+
+
+def _by_verdict(
+    dropped: Mapping[tuple[str, str], int], begun: Mapping[str, int], denied: Mapping[Denied, int]
+) -> CounterMetricFamily:
+    """Bounded: four verdicts, two directions."""
+    found = dict.fromkeys(((verdict_name(o), way) for o in Outcome for way in ("egress", "ingress")), 0)
+    for hook, value in begun.items():
+        found["forwarded", hook_direction(hook)] += value
+    rejecting = {reason.name.lower() for reason in Reason if reason in REJECTING}
+    for (reason, hook), value in dropped.items():
+        found["rejected" if reason in rejecting else "dropped", hook_direction(hook)] += value
+    for who, value in denied.items():
+        if who.verdict == "audit" and who.direction:
+            found["audit", who.direction] += value
+    family = CounterMetricFamily(
+        "waggle_verdicts",
+        "Flows that began (forwarded), and packets and connections that were not let through or, with audited policies "
+        "enforced, would not be (audit), by direction as seen from pods and processes of the node.",
+        labels=["verdict", "direction"],
+    )
+    for labels, value in found.items():
+        family.add_metric(list(labels), value)
+    return family
 
 
 def _nat(maps: Mapping[str, Map], size: int) -> Iterator[Family]:

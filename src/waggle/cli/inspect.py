@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -43,7 +44,7 @@ def _print_status(facts: dict[str, Any]) -> None:
     out = console()
     counts = facts["counts"]
     addresses = [a for a in facts["addresses"].values() if a]
-    sources = [f"{name} ({'in sync' if s['synced'] else 'waiting'})" for name, s in facts["sources"].items()]
+    sources = [f"{name} ({_source_state(s)})" for name, s in facts["sources"].items()]
     behind = [
         f"{name} ({len(nodes)} {'node' if len(nodes) == 1 else 'nodes'})" for name, nodes in facts["tunnels"].items()
     ]
@@ -58,6 +59,7 @@ def _print_status(facts: dict[str, Any]) -> None:
         "Pod ranges": ", ".join(facts["podRanges"]) or "none",
         "DNS": ", ".join(facts["dns"]) or "none",
         "Services": f"{counts['services']} ({counts['frontends']} frontends, {counts['backends']} backend records)",
+        "Policies": str(counts["policies"]),
         "Pods": str(counts["pods"]),
         "Nodes": str(counts["nodes"]),
         "Maps": f"{facts['mapMemoryBytes'] / 2**20:.1f} MiB in {facts['bpfRoot']}",
@@ -68,6 +70,12 @@ def _print_status(facts: dict[str, Any]) -> None:
     for problem in facts["problems"]:
         where = f"{problem['file']}:{problem['line']}: " if problem["file"] and problem["line"] else ""
         out.print(printable(f"{'Problem:':<12}{where}{problem['subject']}: {problem['reason']}"))
+
+
+def _source_state(source: dict[str, Any]) -> str:
+    if not source["synced"]:
+        return "waiting"
+    return "in sync" if source["policiesSynced"] else "policies not known yet"
 
 
 def _duration(seconds: float) -> str:
@@ -145,28 +153,100 @@ def _print_endpoints(rows: list[dict[str, Any]]) -> None:
     print_table(("POD", "ADDRESSES", "INTERFACE", "MAC"), lines, "no pods on this node")
 
 
+_ENDS = "a pod, NAMESPACE/, a Service, an address, a network, or node:NAME. Names may hold *."
+
+
 def flows(
-    kind: Annotated[str, typer.Option("--kind", help="drop or flow; both without it.")] = "",
+    source: Annotated[list[str] | None, typer.Option("--from", metavar="END", help=f"Source: {_ENDS}")] = None,
+    target: Annotated[list[str] | None, typer.Option("--to", metavar="END", help=f"Destination: {_ENDS}")] = None,
+    service: Annotated[
+        list[str] | None,
+        typer.Option("--service", metavar="NAME", help="The Service that was asked: [NAMESPACE/]NAME."),
+    ] = None,
+    verdict: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--verdict",
+            help="forwarded, dropped, rejected (dropped, and the sender told), audit, or drop for all drops.",
+        ),
+    ] = None,
+    port: Annotated[
+        list[str] | None, typer.Option("--port", help="Port of destination or backend, or a range such as 8000-8080.")
+    ] = None,
+    proto: Annotated[list[str] | None, typer.Option("--proto", help="tcp, udp, sctp, icmp, or a number.")] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", help="Why it was dropped, as docs/reference/drop-reasons.md names it."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Events of the last 30s, 5m, 1h30m, if they are remembered."),
+    ] = None,
+    last: Annotated[
+        int | None,
+        typer.Option("--last", help="At most so many, the latest. Default without --since and --follow: 20."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with events as they happen.")] = False,
     limit: Annotated[int, typer.Option("--limit", help="End after so many events; 0: never.")] = 0,
     socket: Socket = DEFAULT_API_SOCKET,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Drops and Service translations as they happen, until interrupted.
+    """Flows that began and drops, the latest ones or as they happen.
 
-    Translations are counted per client, Service and backend: a line is printed when such a flow is new and then at most
-    once a second, with the count so far.
+    Flows between the same ends are counted together: there is a line when one is new and then at most once a second,
+    with the count so far. An option that is given several times takes any of its values; different options must all
+    hold. Names without a namespace are of default.
     """
-    if kind not in ("", "drop", "flow"):
-        raise typer.BadParameter("must be drop or flow", param_hint="--kind")
     if limit < 0:
         raise typer.BadParameter("must not be negative", param_hint="--limit")
-    for number, event in enumerate(client.stream(socket, f"/events?kind={kind}"), 1):
+    if last is not None and last < 0:
+        raise typer.BadParameter("must not be negative", param_hint="--last")
+    asked = {
+        "from": source,
+        "to": target,
+        "service": service,
+        "verdict": verdict,
+        "port": port,
+        "proto": proto,
+        "reason": reason,
+    }
+    query = [(name, value) for name, values in asked.items() for value in values or ()]
+    if since is not None:
+        query.append(("since", str(_seconds(since))))
+    elif last is None and not follow:
+        last = 20
+    if last is not None:
+        query.append(("last", str(last)))
+    if follow:
+        query.append(("follow", "1"))
+    _check_questions(asked)
+    for number, event in enumerate(client.stream(socket, f"/events?{urlencode(query)}"), 1):
         if output is OutputFormat.JSON:
             print_json_line(event)
         else:
-            typer.echo(printable(_event_line(event)))
+            typer.echo(printable(event_line(event)))
         if number == limit:
             return
+
+
+def _check_questions(asked: dict[str, list[str] | None]) -> None:
+    """As the agent will, before it is asked: what is wrong is an option, with the exit status for that."""
+    from waggle.observe.flow_filter import parse_filter
+
+    for question, answers in asked.items():
+        try:
+            parse_filter({question: answers or []})
+        except ValueError as error:
+            raise typer.BadParameter(str(error).removeprefix(f"{question}: "), param_hint=f"--{question}") from error
+
+
+def _seconds(text: str) -> float:
+    from waggle.observe.flow_filter import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from error
 
 
 def print_json_line(event: dict[str, Any]) -> None:
@@ -176,17 +256,38 @@ def print_json_line(event: dict[str, Any]) -> None:
     typer.echo(json.dumps(event, separators=(",", ":")))
 
 
-def _event_line(event: dict[str, Any]) -> str:
+def event_line(event: dict[str, Any]) -> str:
+    """An event on one line."""
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"])) + f".{int(event['time'] % 1 * 1000):03d}"
     source = _end(event["source"])
     target = _end(event["destination"])
     service = f" (Service {event['service']})" if event.get("service") else ""
-    if event["kind"] == "drop":
-        text = f"DROP  {event['protocol']} {source} → {target}{service}: {event['explanation']} [{event['reason']}]"
+    text = f"{event['verdict'].upper():<9} {event['protocol']} {source} → {target}{service}"
+    if event["kind"] == "flow":
+        text += f" → {_end(event['backend'])}" if event.get("backend") else ""
+        text += f" ×{event['count']}"
     else:
-        text = f"FLOW  {event['protocol']} {source} → {target}{service} → {_end(event['backend'])} ×{event['count']}"
-    lost = f"  ({event['lost']} events lost: this reader was too slow)" if event.get("lost") else ""
-    return f"{clock} {text} at {event['hook']}{lost}"
+        text += f": {_why(event)} [{event['reason']}]"
+    notes = []
+    if event.get("suppressed"):
+        notes.append(f"{event['suppressed']} more before it were left out")
+    if event.get("lost"):
+        notes.append(f"{event['lost']} events lost: this reader was too slow")
+    shown = f" #{event['id']}" if event["kind"] != "flow" and event.get("id") else ""
+    more = f"  ({'; '.join(notes)})" if notes else ""
+    return f"{clock} {text} at {event['hook']}{shown}{more}"
+
+
+def _why(event: dict[str, Any]) -> str:
+    """What decided, in words."""
+    if event["kind"] != "policy":
+        return str(event["explanation"])
+    rule, policies = event["rule"], event["policies"]
+    if rule:
+        where = f" ({rule['file']}:{rule['line']})" if rule.get("file") else ""
+        return f"{rule['direction']} rule {rule['index']} of {rule['object']}{where}"
+    of = f" by {', '.join(policies)}" if policies else ""
+    return f"no {event['direction']} rule allows it: isolated{of}"
 
 
 def _end(end: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import typer
 import yaml
@@ -36,11 +37,12 @@ _YES, _NO, _AUDIT = "+", "-", "~"
 
 
 def why(
-    source: Annotated[str, typer.Argument(help="Who sends: a pod as NAMESPACE/NAME, a node, an address.")],
+    source: Annotated[str, typer.Argument(help="Who sends: a pod as NAMESPACE/NAME, a node, an address.")] = "",
     destination: Annotated[
         str,
         typer.Argument(help="Where to: NAME:PORT of a Service or pod, an address or a domain name. pod/… names a pod."),
-    ],
+    ] = "",
+    drop: Annotated[str, typer.Option("--drop", help="Ask about a drop that `waggle flows` showed, by its id.")] = "",
     protocol: Annotated[
         str, typer.Option("--proto", help="tcp, udp, sctp or icmp. Without it, the Service's or tcp.")
     ] = "",
@@ -57,8 +59,11 @@ def why(
     """What happens to the first packet from SOURCE to DESTINATION and why: frontend, backends, policies, rule, verdict.
 
     For a drop, the smallest change that would let it pass comes last, as YAML; it was tried out on the model.
-    Exit status: 0 it passes; 3 it is dropped or rejected, or that depends on the backend.
+    An agent compares with the tables of the kernel, for the pods of its node.
+    Exit status: 0 it passes; 3 it is dropped or rejected, that depends on the backend, or the kernel says otherwise.
     """
+    if bool(drop) == bool(source and destination) or (drop and (source or manifests)):
+        raise typer.BadParameter("say SOURCE and DESTINATION, or --drop ID of a drop that an agent remembers")
     if family not in (0, 4, 6):
         raise typer.BadParameter("must be 4 or 6", param_hint="--family")
     if manifests:
@@ -68,11 +73,31 @@ def why(
         wanted = {4: Family.IPV4, 6: Family.IPV6}.get(family)
         answer = why_json(explain(_situation(files), source, destination, protocol, wanted), _place(files))
     else:
+        event = client.get(socket, f"/events/{quote(drop, safe='')}") if drop else None
+        if event:
+            source, destination, protocol = _asked_about(event)
         asked = {"source": source, "destination": destination, "protocol": protocol, "family": family or ""}
-        answer = client.get(socket, f"/why?{urlencode(asked)}")
+        answer = {**client.get(socket, f"/why?{urlencode(asked)}"), "event": event}
     show(output, answer, _print_why)
-    if answer["verdict"] not in ("passes", "audit"):
+    if answer["verdict"] not in ("passes", "audit") or not all(_agreeing(answer)):
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _asked_about(event: dict[str, Any]) -> tuple[str, str, str]:
+    """The ends and the protocol of a recorded event."""
+    source, target = event["source"], event["destination"]
+    address = f"[{target['address']}]" if ":" in target["address"] else target["address"]
+    if not source["address"]:
+        raise ConfigError(f"event {event['id']} has no source address: it was seen at a socket. Say SOURCE yourself")
+    return source["address"], f"{address}:{target['port']}" if target["port"] else address, event["protocol"]
+
+
+def _agreeing(answer: dict[str, Any]) -> Iterator[bool]:
+    """Whether the kernel says the same, for each side that it was asked about; tables that are behind do not count."""
+    for path in answer["paths"]:
+        for side in (path["egress"], path["ingress"]):
+            if side["kernel"] and not side["kernel"]["behind"]:
+                yield side["kernel"]["agrees"]
 
 
 def _situation(files: PolicyFiles) -> Situation:
@@ -117,6 +142,8 @@ def _print_why(answer: dict[str, Any]) -> None:
 
 def lines(answer: dict[str, Any]) -> Iterator[str]:
     """The answer as people read it."""
+    if answer.get("event"):
+        yield from _event(answer["event"])
     port = f":{answer['port']}" if answer["port"] else ""
     yield f"{_party(answer['source'])} → {_party(answer['destination'])}{port} {answer['protocol']}: {_verdict(answer)}"
     for note in answer["notes"]:
@@ -127,6 +154,16 @@ def lines(answer: dict[str, Any]) -> Iterator[str]:
     for path in answer["paths"]:
         yield ""
         yield from _path(path)
+
+
+def _event(event: dict[str, Any]) -> Iterator[str]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    reason = f"{event['explanation']} [{event['reason']}]" if event.get("explanation") else event["kind"]
+    yield f"{event['id']}, {when}: {event['verdict']}: {reason} at {event['hook']}"
+    rule = event.get("rule")
+    if rule:
+        yield f"  it was decided by {rule['object']} {rule['direction'].lower()}[{rule['index']}]{_at(rule)}"
+    yield "as the objects are now:"
 
 
 def _verdict(answer: dict[str, Any]) -> str:
@@ -195,6 +232,15 @@ def _side(side: dict[str, Any]) -> Iterator[str]:
         rule = side["audit"]["rule"]
         by = f"{rule['text']}{_at(rule)} would deny it" if rule else "no rule would allow it"
         yield f"  {_AUDIT} were the audited policies enforced, {by}"
+    kernel = side["kernel"]
+    if kernel and not kernel["agrees"]:
+        says = _word(kernel["allowed"], kernel["audited"])
+        late = (
+            "; something has changed that is not in force yet" if kernel["behind"] else "; waggle doctor compares all"
+        )
+        yield f"  ! the kernel's tables say otherwise: it {says} by rule {kernel['rule']:08x}{late}"
+    elif kernel:
+        yield "    the kernel's tables say the same"
     for policy in side["policies"]:
         yield from _policy(policy)
     if side["policies"] and side["beside"]:

@@ -11,7 +11,7 @@ from waggle.abi.address import protocol_name, unpack_address
 from waggle.errors import KernelError, NotFound
 from waggle.kernel import maps
 from waggle.kernel.maps import Map
-from waggle.observe.events import hook_name, reason_name
+from waggle.observe.reasons import hook_name, reason_name, verdict_name
 
 _TYPES = {
     1: "hash",
@@ -68,6 +68,9 @@ def dump_map(bpf_root: Path, name: str) -> list[dict[str, Any]]:
     for key, value in item.dump():
         if item.info.type in (maps.ARRAY, maps.PERCPU_ARRAY) and not any(value):
             continue
+        if item.info.type == maps.PERCPU_ARRAY and hasattr(value_type, "unpack"):
+            rows += _per_cpu(value_type, int.from_bytes(key, "little"), value, item.info.value_size)
+            continue
         row = _decode(key_type, key, "key")
         if item.info.type == maps.PERCPU_ARRAY:
             row = _label_counter(full, int.from_bytes(key, "little"))
@@ -78,9 +81,18 @@ def dump_map(bpf_root: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _per_cpu(kind: Any, index: int, raw: bytes, size: int) -> list[dict[str, Any]]:
+    """A row for every CPU that has written something. A CPU's value takes a multiple of eight bytes."""
+    step = (size + 7) // 8 * 8
+    parts = [raw[at : at + size] for at in range(0, len(raw), step)]
+    return [{"index": index, "cpu": cpu} | _decode(kind, part, "value") for cpu, part in enumerate(parts) if any(part)]
+
+
 def _label_counter(name: str, index: int) -> dict[str, Any]:
     if name == "wag_drops":
         return {"reason": reason_name(index // Hook.MAX), "hook": hook_name(index % Hook.MAX)}
+    if name == "wag_flow_counts":
+        return {"hook": hook_name(index)}
     try:
         return {"counter": Counter(index).name.lower()}
     except ValueError:
@@ -111,6 +123,8 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             row[label] = item.hex(":")
         elif field == "proto":
             row[label] = protocol_name(item)
+        elif field == "verdict":
+            row[label] = verdict_name(item)
         else:
             row[label] = item
     return row

@@ -1,96 +1,54 @@
-"""Events of the data path: polled from the ring buffer, named, and handed to whoever listens.
+"""Events of the data path: polled from the ring buffer, named, remembered, and handed to whoever listens.
 
-The programs never wake us. While nobody listens the ring is only drained (so that a listener never sees old events),
-which costs a few system-call-free reads per second.
+The programs never wake us. An event gets its names when it is read: pods come and go, and addresses are used again.
+What it says is put into words only when somebody asks for it, so that events cost little while nobody does.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from waggle.abi._generated import Event, EventKind, Hook, Reason
+from waggle.abi._generated import EVENT_SIZE, Event, EventKind
 from waggle.abi.address import protocol_name
 from waggle.kernel.maps import Map
 from waggle.kernel.ringbuf import RingBuffer
-from waggle.observe.names import Names
+from waggle.observe.names import Names, end_facts
+from waggle.observe.reasons import direction_name, explain, hook_name, reason_name, verdict_name
+from waggle.observe.rules import RuleRef, Rules
 
-Listener = Callable[[dict[str, Any]], None]
-
-#: what a reason means, for people; the names are those of enum wag_reason
-REASONS = {
-    Reason.MALFORMED: "IP or transport header cut short or impossible",
-    Reason.NO_BACKEND: "the Service has no usable endpoint",
-    Reason.FRAGMENT: "a later fragment to a Service whose first one was not translated here",
-    Reason.NAT_PORTS: "no free source port for SNAT",
-    Reason.NAT_FULL: "the NAT table took no entry: raise max-nat",
-    Reason.REWRITE: "the packet could not be rewritten",
-    Reason.NO_NODE_IP: "SNAT needed, but this node has no address of the family: set node-ip",
-    Reason.STALE_BACKEND: "the backend record is missing: the tables are inconsistent",
-    Reason.NO_LOCAL_BACKEND: "traffic policy Local: the usable endpoints are on other nodes",
-    Reason.SOURCE_RANGE: "the client is in none of the Service's loadBalancerSourceRanges",
-    Reason.NO_PORT: "the address is a Service's, but no Service defines this port there",
-    Reason.FREE_ADDRESS: "an address of a Service range that no Service has",
-    Reason.TOO_BIG: "translated, it does not fit the way to the backend; the sender was told",
-    Reason.NO_ROUTE: "no route to the backend's node",
-    Reason.EXPIRED: "translated, and its time to live is over; the sender was told",
-}
+MOST_AT_ONCE = 2000  # events read in one poll, so that a flood holds up nothing else; what comes after waits or is lost
+ASKED_SECONDS = 5.0  # a socket's flow to a Service is told once a second while it goes on
+MOST_ASKED = 4096
+MOST_NAMES = 4096  # of which events share one text
+_KINDS = {EventKind.DROP: "drop", EventKind.FLOW: "flow", EventKind.POLICY: "policy"}
 
 
-def reason_name(number: int) -> str:
-    """ "no_backend" for 2: the label used in metrics and JSON."""
-    try:
-        return Reason(number).name.lower()
-    except ValueError:
-        return f"unknown_{number}"
+class Seen(NamedTuple):
+    """An event, and the names that its ends had when it was read: "pod t/web-1", "node n1", or ""."""
 
-
-def hook_name(number: int) -> str:
-    """ "pod_egress" for 1."""
-    try:
-        return Hook(number).name.lower()
-    except ValueError:
-        return f"unknown_{number}"
-
-
-def describe(raw: bytes, names: Names) -> dict[str, Any]:
-    """An event record as JSON-able facts, with names."""
-    event = Event.unpack(raw)
-    wall = time.time() - (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - event.time_ns) / 1e9
-    facts: dict[str, Any] = {
-        "time": wall,
-        "kind": "drop" if event.kind == EventKind.DROP else "flow",
-        "hook": hook_name(event.hook),
-        "protocol": protocol_name(event.proto),
-        "source": names.endpoint(event.src, event.sport),
-        "destination": names.endpoint(event.dst, event.dport),
-    }
-    if event.netns and not any(event.src):
-        facts["source"]["name"] = names.by_netns.get(event.netns, "")
-    service = names.service(str(facts["destination"]["address"]), event.dport)
-    if service:
-        facts["service"] = service
-    if event.kind == EventKind.DROP:
-        facts["reason"] = reason_name(event.reason)
-        facts["explanation"] = REASONS.get(Reason(event.reason), "") if event.reason in list(Reason) else ""
-        facts["ifindex"] = event.ifindex
-    else:
-        facts["backend"] = names.endpoint(event.backend, event.bport)
-        facts["count"] = event.count
-    return facts
+    number: int  # of this agent's events, from 1
+    time: float  # Unix seconds
+    raw: bytes  # struct wag_event
+    source: str
+    destination: str
+    backend: str
+    service: str  # "t/web": the one that was asked, or ""
+    rule: RuleRef | None
+    policies: tuple[str, ...]  # of a set none of whose rules decided
 
 
 class EventReader:
     """Polls the ring buffer; `poll` is called several times a second by the agent."""
 
-    def __init__(self, ring: Map, names: Names) -> None:
+    def __init__(self, ring: Map, names: Names, rules: Rules) -> None:
         self._ring = RingBuffer(ring)
-        self._names = names
-        self._listeners: list[Listener] = []
-        self.seen = {"drop": 0, "flow": 0}
+        self._naming = Naming(names, rules)
+        self._listeners: list[Callable[[Seen], None]] = []
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
+    def listen(self, listener: Callable[[Seen], None]) -> Callable[[], None]:
         """Calls `listener` with every event from now on; returns what ends it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
@@ -100,11 +58,99 @@ class EventReader:
         if not self._listeners:
             self._ring.skip()
             return
-        for raw in self._ring.read():
-            facts = describe(raw, self._names)
-            self.seen[facts["kind"]] += 1
+        started = time.time() - time.clock_gettime_ns(time.CLOCK_MONOTONIC) / 1e9
+        for raw in self._ring.read(MOST_AT_ONCE):
+            if len(raw) != EVENT_SIZE:
+                continue  # of programs of another version, which were at work until a moment ago
+            seen = self._naming.name(raw, started)
             for listener in list(self._listeners):
-                listener(facts)
+                listener(seen)
 
     def close(self) -> None:
         self._ring.close()
+
+
+class Naming:
+    """Gives events their names, and flows from socket to backend the Service that the socket asked for."""
+
+    def __init__(self, names: Names, rules: Rules) -> None:
+        self._names = names
+        self._rules = rules
+        self._number = 0
+        self._texts: dict[str, str] = {}
+        #: (client, backend, port, protocol) → (when, Service), oldest first
+        self._asked: OrderedDict[tuple[str, bytes, int, int], tuple[float, str]] = OrderedDict()
+
+    def name(self, raw: bytes, started: float) -> Seen:
+        """`started`: Unix seconds at which CLOCK_MONOTONIC was 0."""
+        event = Event.unpack(raw)
+        when = started + event.time_ns / 1e9
+        names = self._names
+        source = names.of(event.src) or names.by_netns.get(event.netns, "")
+        service = self._service(event, source, when)
+        rule = self._rules.rule(event.rule) if event.rule else None
+        policies = self._rules.policies(event.policy) if event.policy and rule is None else ()
+        self._number += 1
+        destination, backend = names.of(event.dst), names.of(event.backend)
+        intern = self._intern
+        return Seen(
+            self._number,
+            when,
+            raw,
+            intern(source),
+            intern(destination),
+            intern(backend),
+            intern(service),
+            rule,
+            policies,
+        )
+
+    def _intern(self, text: str) -> str:
+        """Thousands of events have few names."""
+        if len(self._texts) >= MOST_NAMES:
+            self._texts.clear()
+        return self._texts.setdefault(text, text)
+
+    def _service(self, event: Event, source: str, when: float) -> str:
+        if any(event.backend) or event.kind == EventKind.DROP:
+            service = self._names.service_of(event.dst, event.dport, event.proto)
+            if any(event.backend) and source and service:
+                key = (source, event.backend, event.bport, event.proto)
+                self._asked[key] = when, service
+                self._asked.move_to_end(key)
+                if len(self._asked) > MOST_ASKED:
+                    self._asked.popitem(last=False)
+            return service
+        asked = self._asked.get((source, event.dst, event.dport, event.proto))
+        return asked[1] if asked is not None and when - asked[0] < ASKED_SECONDS else ""
+
+
+def describe(seen: Seen, identity: str = "") -> dict[str, Any]:
+    """An event as JSON-able facts. `identity`: what it can be asked for by, while it is remembered."""
+    event = Event.unpack(seen.raw)
+    facts: dict[str, Any] = {
+        "time": seen.time,
+        "id": identity,
+        "kind": _KINDS.get(EventKind(event.kind), "") if event.kind in list(EventKind) else "",
+        "verdict": verdict_name(event.verdict),
+        "hook": hook_name(event.hook),
+        "protocol": protocol_name(event.proto),
+        "source": end_facts(event.src, event.sport, seen.source),
+        "destination": end_facts(event.dst, event.dport, seen.destination),
+    }
+    if seen.service:
+        facts["service"] = seen.service
+    if event.kind == EventKind.FLOW:
+        if any(event.backend):
+            facts["backend"] = end_facts(event.backend, event.bport, seen.backend)
+        facts["count"] = event.count
+    else:
+        facts |= {"reason": reason_name(event.reason), "explanation": explain(event.reason), "ifindex": event.ifindex}
+    if event.kind == EventKind.POLICY:
+        facts["direction"] = direction_name(event.direction)
+        facts["rule"] = seen.rule.as_json() if seen.rule is not None else None
+        facts["policies"] = list(seen.policies)
+        facts["numbers"] = {"policy": f"{event.policy:016x}", "rule": f"{event.rule:08x}"}  # as the maps have them
+    if event.suppressed:
+        facts["suppressed"] = event.suppressed
+    return facts

@@ -7,13 +7,16 @@ from typing import Any
 
 from waggle.abi.address import host_port
 from waggle.model.meta import ObjectKey
-from waggle.model.policy import Cause, Side
+from waggle.model.policy import Cause, Side, Traffic
 from waggle.model.policy_rules import RuleRef
 from waggle.model.policy_trace import PolicyLook, RuleLook, SideLook
 from waggle.model.why import Party, PathLook, ServiceLook, Why
 
 #: Where a value of an object is written: (kind, key, path) → file and line, as far as they are known.
 Place = Callable[[str, ObjectKey, tuple[str | int, ...]], tuple[str | None, int | None]]
+
+#: What the kernel's tables say of a side: allowed, audited, rule, behind; None where they were not asked.
+Kernel = Callable[[Side, Traffic], dict[str, Any] | None]
 
 _CAUSES = {
     Cause.NO_POD: "no pod is at this end, or one that policies do not mean",
@@ -24,7 +27,11 @@ _CAUSES = {
 }
 
 
-def why_json(why: Why, place: Place) -> dict[str, Any]:
+def _not_asked(_side: Side, _traffic: Traffic) -> None:
+    """There is no kernel behind files."""
+
+
+def why_json(why: Why, place: Place, kernel: Kernel = _not_asked) -> dict[str, Any]:
     """The whole answer."""
     return {
         "source": _party(why.source),
@@ -33,7 +40,7 @@ def why_json(why: Why, place: Place) -> dict[str, Any]:
         "port": why.port,
         "verdict": why.verdict,
         "service": _service(why.service, place) if why.service else None,
-        "paths": [_path(path, place) for path in why.paths],
+        "paths": [_path(path, place, kernel) for path in why.paths],
         "notes": list(why.notes),
     }
 
@@ -75,7 +82,7 @@ def _service(look: ServiceLook, place: Place) -> dict[str, Any]:
     }
 
 
-def _path(path: PathLook, place: Place) -> dict[str, Any]:
+def _path(path: PathLook, place: Place, kernel: Kernel) -> dict[str, Any]:
     traffic = path.traffic
     return {
         "source": traffic.source,
@@ -87,14 +94,17 @@ def _path(path: PathLook, place: Place) -> dict[str, Any]:
         "alike": list(path.alike),
         "allowed": path.decision.allowed,
         "audited": path.decision.audited,
-        "egress": _side(path.egress, place),
-        "ingress": _side(path.ingress, place),
+        "egress": _side(path.egress, place, kernel(path.egress.side, traffic)),
+        "ingress": _side(path.ingress, place, kernel(path.ingress.side, traffic)),
         "fixes": [{"words": f.words, "manifest": f.manifest, "instead": list(f.instead)} for f in path.fixes],
     }
 
 
-def _side(look: SideLook, place: Place) -> dict[str, Any]:
+def _side(look: SideLook, place: Place, kernel: dict[str, Any] | None) -> dict[str, Any]:
     side = look.side
+    if kernel is not None:
+        agrees = (kernel["allowed"], kernel["audited"]) == (side.allowed, side.audit is not None)
+        kernel = {**kernel, "agrees": agrees}
     audit = side.audit
     return {
         "direction": side.direction.value,
@@ -106,6 +116,7 @@ def _side(look: SideLook, place: Place) -> dict[str, Any]:
         "audit": None if audit is None else {"rule": rule_json(audit.rule, place) if audit.rule else None},
         "policies": [_policy(policy, place) for policy in look.policies],
         "beside": look.beside,
+        "kernel": kernel,
     }
 
 

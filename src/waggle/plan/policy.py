@@ -24,7 +24,7 @@ from waggle.plan.policy_compile import Compiled, Policy, compile_policy, pods_of
 from waggle.plan.policy_ids import PolicyIds
 from waggle.plan.policy_peers import PeerChanges, PeerClass, Peers, canonical, is_address, pod_facts
 from waggle.plan.policy_predicates import PodTerm, PortName, Predicate, Predicates, hash64
-from waggle.plan.policy_sets import Answer, PolicySet, asked_of, port_names, set_text
+from waggle.plan.policy_sets import Answer, KnownAnswers, PolicySet, asked_of, port_names, set_text
 from waggle.plan.policy_tables import (
     ANY,
     OPEN,
@@ -35,6 +35,9 @@ from waggle.plan.policy_tables import (
     in_writing_order,
 )
 
+#: Answers that are remembered for sets to come, besides two for each entry there is.
+MOST_KNOWN = 10_000
+
 DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
 
 
@@ -44,13 +47,8 @@ class _Policy:
 
     policy: Policy
     subject: PodTerm | None
+    order: tuple[int, ObjectKey]  # within a tier
     compiled: dict[Direction, Compiled | None] = field(default_factory=dict)
-
-    @property
-    def order(self) -> tuple[int, ObjectKey]:
-        """The order within a tier."""
-        policy = self.policy
-        return (policy.spec.priority if isinstance(policy, ClusterNetworkPolicy) else 0), policy.key
 
 
 @dataclass(slots=True, eq=False)
@@ -88,12 +86,13 @@ class PolicyPlanner:
         self._here_of: defaultdict[ObjectKey, set[str]] = defaultdict(set)
         self._cluster: dict[ObjectKey, _Policy] = {}
         self._network: defaultdict[str, dict[ObjectKey, _Policy]] = defaultdict(dict)
-        self._selected: dict[ObjectKey, set[_Policy]] = {}  # of pods of this node
+        self._selected: dict[ObjectKey, frozenset[_Policy]] = {}  # of pods of this node
         self._local: dict[ObjectKey, _Local] = {}
         self._sets: dict[str, _Used] = {}
         self._by_term: defaultdict[Predicate, set[_Used]] = defaultdict(set)
         self._by_port: defaultdict[PortName, set[_Used]] = defaultdict(set)
         self._with_base: set[_Used] = set()
+        self._known: KnownAnswers = {}
         self._names: dict[str, int] = {}  # pattern → class
         self._name_users: Counter[str] = Counter()
         self._rule_users: Counter[int] = Counter()
@@ -161,14 +160,18 @@ class PolicyPlanner:
         old = among.pop(key, None)
         new = None
         if policy is not None:
-            new = among[key] = _Policy(policy, pods_of(policy, self._predicates))
+            priority = policy.spec.priority if isinstance(policy, ClusterNetworkPolicy) else 0
+            new = among[key] = _Policy(policy, pods_of(policy, self._predicates), (priority, key))
+        made: dict[tuple[frozenset[_Policy], bool], frozenset[_Policy]] = {}  # pods with equal policies share these
         for pod, selected in self._selected.items():
-            if old in selected:
-                selected.remove(old)
-                self._stale.add(pod)
-            if new is not None and self._selects(new, pod):
-                selected.add(new)
-                self._stale.add(pod)
+            comes = new is not None and self._selects(new, pod)
+            if not comes and old not in selected:
+                continue
+            others = made.get((selected, comes))
+            if others is None:
+                others = made[selected, comes] = (selected - {old}) | ({new} if new and comes else frozenset())
+            self._selected[pod] = others
+            self._stale.add(pod)
 
     def _pod_changed(self, key: ObjectKey) -> None:
         pod, here = self._pods.get(key), self._here_of.get(key, ())
@@ -184,7 +187,7 @@ class PolicyPlanner:
             self._selected.pop(key, None)
             return
         every = (*self._network.get(key.namespace, {}).values(), *self._cluster.values())
-        self._selected[key] = {policy for policy in every if self._selects(policy, key)}
+        self._selected[key] = frozenset(policy for policy in every if self._selects(policy, key))
 
     def _selects(self, policy: _Policy, key: ObjectKey) -> bool:
         facts = self._peers.facts[key]
@@ -208,6 +211,8 @@ class PolicyPlanner:
             self._settle(second, new_sets=[])
             deltas.append(second)
             self.tables.apply(second)
+        if len(self._known) > MOST_KNOWN + 2 * sum(map(len, self.tables.sets.values())):
+            self._known.clear()  # what is asked again is worked out again
         return [delta for delta in deltas if delta]
 
     def _move_pods(self, delta: PolicyDelta) -> list[_Used]:
@@ -247,7 +252,7 @@ class PolicyPlanner:
         """The set of a pod; `made`: what this `plan` has found already."""
         selected = self._selected[key]
         ports = self._peers.facts[key].ports if direction is Direction.INGRESS else frozenset()
-        memo = (direction, frozenset(selected), ports)
+        memo = (direction, selected, ports)
         if memo in made:
             return made[memo]
         compiled = (self._compiled(policy, direction) for policy in sorted(selected, key=lambda p: p.order))
@@ -271,7 +276,7 @@ class PolicyPlanner:
         text = set_text(direction, policies, resolved)
         found = self._sets.get(text)
         if found is None:
-            policy_set = PolicySet(direction, policies, resolved)
+            policy_set = PolicySet(direction, policies, resolved, self._known)
             found = self._sets[text] = _Used(self._set_ids.take(text), policy_set)
             self._begin(found)
         return found
@@ -301,10 +306,10 @@ class PolicyPlanner:
         delta.entries_gone += [(used.id, class_id) for class_id in self.tables.sets[used.id]]
         delta.sets_gone.append(used.id)
         for rule in policy_set.rules:
-            self._rule_users[rule.ref.id] -= 1
-            if not self._rule_users[rule.ref.id]:
-                del self._rule_users[rule.ref.id]
-                delta.rules_gone.append(rule.ref.id)
+            self._rule_users[rule.id] -= 1
+            if not self._rule_users[rule.id]:
+                del self._rule_users[rule.id]
+                delta.rules_gone.append(rule.id)
         for name in policy_set.names:
             self._name_users[name.pattern] -= 1
             if not self._name_users[name.pattern]:
@@ -352,9 +357,9 @@ class PolicyPlanner:
         delta.set_names[used.id] = policy_set.ref
         self._write(used, ANY, policy_set.default, delta)
         for rule in policy_set.rules:
-            self._rule_users[rule.ref.id] += 1
-            if self._rule_users[rule.ref.id] == 1:
-                delta.rules[rule.ref.id] = rule.ref
+            self._rule_users[rule.id] += 1
+            if self._rule_users[rule.id] == 1:
+                delta.rules[rule.id] = rule.ref
         for name in policy_set.names:
             self._name_users[name.pattern] += 1
             if name.pattern not in self._names:

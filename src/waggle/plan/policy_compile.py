@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
 
@@ -58,15 +58,21 @@ _TIERS = {"Admin": Tier.ADMIN, "Baseline": Tier.BASELINE}
 _ACTIONS = {"Accept": Action.ACCEPT, "Deny": Action.DENY, "Pass": Action.PASS}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """`peers`: one of them must hold; None: whoever it is. `spans` and `named` say which keys, one of them must."""
 
     ref: RuleRef
+    tier: Tier
+    audited: bool
     action: Action
     peers: tuple[Predicate, ...] | None
     spans: tuple[Span, ...]
     named: tuple[PortName, ...] = ()
+    id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", self.ref.id)
 
     @property
     def text(self) -> str:
@@ -85,6 +91,10 @@ class Compiled:
     rules: tuple[Rule, ...]
     digest: str
 
+    @property
+    def ref(self) -> tuple[str, ObjectKey]:
+        return self.kind, self.key
+
 
 def is_audited(policy: Policy) -> bool:
     """Whether it only tells what it would do."""
@@ -93,12 +103,13 @@ def is_audited(policy: Policy) -> bool:
 
 def compile_policy(policy: Policy, direction: Direction, predicates: Predicates) -> Compiled | None:
     """None where it says nothing in that direction."""
+    audited = is_audited(policy)
     if isinstance(policy, NetworkPolicy):
         if direction not in _policy_types(policy):
             return None
         tier = Tier.NETWORK
         rules = [
-            _network_rule(RuleRef("NetworkPolicy", policy.key, direction, index), rule, predicates)
+            _network_rule(RuleRef("NetworkPolicy", policy.key, direction, index), audited, rule, predicates)
             for index, rule in enumerate(_rules(policy, direction))
         ]
     else:
@@ -112,12 +123,12 @@ def compile_policy(policy: Policy, direction: Direction, predicates: Predicates)
         rules = []
         for index, cluster_rule in enumerate(cluster_rules):
             ref = RuleRef("ClusterNetworkPolicy", policy.key, direction, index, cluster_rule.name)
-            compiled = _cluster_rule(ref, cluster_rule, predicates)
+            compiled = _cluster_rule(ref, tier, audited, cluster_rule, predicates)
             if compiled is not None:
                 rules.append(compiled)
         if not rules:
             return None
-    kind, audited = type(policy).__name__, is_audited(policy)
+    kind = type(policy).__name__
     text = "\n".join([json.dumps([kind, *policy.key, direction, tier, audited]), *(rule.text for rule in rules)])
     digest = blake2b(text.encode(), digest_size=16).hexdigest()
     return Compiled(kind, policy.key, tier, audited, tuple(rules), digest)
@@ -137,12 +148,12 @@ def _rules(policy: NetworkPolicy, direction: Direction) -> Sequence[NetworkPolic
 
 
 def _network_rule(
-    ref: RuleRef, rule: NetworkPolicyIngressRule | NetworkPolicyEgressRule, predicates: Predicates
+    ref: RuleRef, audited: bool, rule: NetworkPolicyIngressRule | NetworkPolicyEgressRule, predicates: Predicates
 ) -> Rule:
     listed = rule.from_ if isinstance(rule, NetworkPolicyIngressRule) else rule.to
     peers = None if not listed else _unique(_network_peer(ref.key.namespace, peer, predicates) for peer in listed)
     spans, named = _network_ports(rule.ports)
-    return Rule(ref, Action.ACCEPT, peers, spans, named)
+    return Rule(ref, Tier.NETWORK, audited, Action.ACCEPT, peers, spans, named)
 
 
 def _network_peer(namespace: str, peer: NetworkPolicyPeer, predicates: Predicates) -> Predicate | None:
@@ -174,15 +185,17 @@ def _network_ports(ports: Sequence[NetworkPolicyPort] | None) -> tuple[tuple[Spa
 # -- ClusterNetworkPolicy -------------------------------------------------------------------------------------------
 
 
-def _cluster_rule(ref: RuleRef, rule: ClusterIngressRule | ClusterEgressRule, predicates: Predicates) -> Rule | None:
+def _cluster_rule(
+    ref: RuleRef, tier: Tier, audited: bool, rule: ClusterIngressRule | ClusterEgressRule, predicates: Predicates
+) -> Rule | None:
     action = _ACTIONS.get(rule.action)
     listed = rule.from_ if isinstance(rule, ClusterIngressRule) else rule.to
     parts = [_cluster_peer(peer, rule, predicates) for peer in listed]
     ports = _protocols(rule.protocols)
     if action is None or ports is None or any(part is None for part in parts):
         # a newer version of the resource says something here that this one does not understand
-        return None if action is Action.ACCEPT else Rule(ref, Action.DENY, None, EVERYTHING)
-    return Rule(ref, action, _unique(predicate for part in parts for predicate in part or ()), *ports)
+        return None if action is Action.ACCEPT else Rule(ref, tier, audited, Action.DENY, None, EVERYTHING)
+    return Rule(ref, tier, audited, action, _unique(predicate for part in parts for predicate in part or ()), *ports)
 
 
 def _cluster_peer(

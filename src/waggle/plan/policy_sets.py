@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from waggle.model.policy_rules import NO_RULE, Direction
@@ -49,13 +49,8 @@ class _Decided(NamedTuple):
     ends: Precedence
 
 
-class _Placed(NamedTuple):
-    """A rule in the set's order."""
-
-    rule: Rule
-    spans: tuple[Span, ...]
-    tier: Tier
-    audited: bool
+#: What rules make of a packet, for all sets: a policy more or less makes a new set, most of whose answers are known.
+KnownAnswers = dict[Hashable, Answer]
 
 
 class PolicySet:
@@ -66,23 +61,26 @@ class PolicySet:
     is.
     """
 
-    def __init__(self, direction: Direction, policies: Sequence[Compiled], resolved: Resolved) -> None:
-        self.ref = SetRef(direction, tuple((policy.kind, policy.key) for policy in policies))
+    def __init__(
+        self, direction: Direction, policies: Sequence[Compiled], resolved: Resolved, known: KnownAnswers | None = None
+    ) -> None:
+        self.ref = SetRef(direction, tuple(policy.ref for policy in policies))
         self.text = set_text(direction, policies, resolved)
-        self._order = [
-            _Placed(rule, _spans(rule, resolved, direction), policy.tier, policy.audited)
-            for policy in policies
-            for rule in policy.rules
-        ]
+        self.rules = [rule for policy in policies for rule in policy.rules]
+        #: Rule → its spans, where that is not what it says of itself.
+        self._spans = {} if direction is Direction.EGRESS else _resolved_spans(self.rules, resolved)
         self._isolated = {
             with_audited: any(p.tier is Tier.NETWORK and (with_audited or not p.audited) for p in policies)
             for with_audited in (False, True)
         }
+        self._known = {} if known is None else known
+        numbers = tuple(sorted((port, *sorted(found)) for port, found in resolved.items()))
+        self._circumstances = (direction, numbers, *self._isolated.values())
         self._has_audited = any(policy.audited for policy in policies)
         self._always: list[int] = []  # places in the order
         self._by_term: dict[Predicate, list[int]] = {}
         self._by_port: dict[PortName, list[int]] = {}
-        for place, (rule, _, _, _) in enumerate(self._order):
+        for place, rule in enumerate(self.rules):
             for term in rule.peers or ():
                 self._by_term.setdefault(term, []).append(place)
             if rule.peers is None:
@@ -95,21 +93,16 @@ class PolicySet:
         #: What may keep a pod from the node it runs on: what can mean a node's address, in tier Admin towards it.
         self.own_terms: Held = frozenset(
             term
-            for term, places in self._by_term.items()
-            if direction is Direction.EGRESS
-            and isinstance(term, Block | NodeTerm)
-            and any(self._order[place].tier is Tier.ADMIN for place in places)
+            for rule in self.rules
+            if rule.tier is Tier.ADMIN and direction is Direction.EGRESS
+            for term in rule.peers or ()
+            if isinstance(term, Block | NodeTerm)
         )
         self._egress = direction is Direction.EGRESS
         self.base: Held = frozenset(term for term in self.terms if isinstance(term, Block) and term.is_family)
         self._answers: dict[Held, Answer] = {}
         self._own_answers: dict[Held, Answer] = {}
         self.default = self.answer(self.base)
-
-    @property
-    def rules(self) -> Iterable[Rule]:
-        """Every rule, in order."""
-        return (placed.rule for placed in self._order)
 
     def restricted(self, terms: Held, ports: Iterable[PortTerm] = ()) -> Held:
         """What of a class makes a difference here. `ports` are those of its predicates that are named ports."""
@@ -135,11 +128,11 @@ class PolicySet:
 
     def name_answer(self, name: NameTerm) -> Answer:
         """What having a name adds: where it allows, and the places of the rules that do."""
-        places = [place for place in self._by_term[name] if not self._order[place].audited]
+        places = [place for place in self._by_term[name] if not self.rules[place].audited]
         decided = []
         for start, (admin, _, baseline) in self._winners(places, held=frozenset((name,))):
             first = admin if admin is not None else baseline
-            rule = NO_RULE if first is None else self._order[first].rule.ref.id
+            rule = NO_RULE if first is None else self.rules[first].id
             ends = Precedence(_place(admin, LAST), _place(baseline, LAST))
             decided.append(_Decided(start, first is not None, rule, ends))
         return self._answer(decided, decided)
@@ -165,11 +158,11 @@ class PolicySet:
             if isinstance(term, PortTerm):
                 numbers.setdefault(term.port, []).append(term.number)
         for place in places:
-            placed = self._order[place]
-            found = spans[placed.tier]
-            found += [(first, end, place) for first, end in placed.spans]
-            if self._egress and placed.rule.named and numbers:
-                for port in placed.rule.named:
+            rule = self.rules[place]
+            found = spans[rule.tier]
+            found += [(first, end, place) for first, end in self._spans.get(rule, rule.spans)]
+            if self._egress and rule.named and numbers:
+                for port in rule.named:
                     keys = (port.protocol << PORT_BITS | number for number in numbers.get(port, ()))
                     found += [(key, key + 1, place) for key in keys]
         admin, network, baseline = (dict(first_of_each(spans[tier])) for tier in Tier)
@@ -186,38 +179,48 @@ class PolicySet:
 
     def _evaluate(self, held: Held) -> Answer:
         places = self._matching(held)
+        if self.names:  # these answers depend on places in the order
+            return self._work_out(places, held)
+        ports = frozenset(term for term in held if isinstance(term, PortTerm)) if self.ports else None
+        key = (self._circumstances, ports, tuple(self.rules[place] for place in places))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._work_out(places, held)
+        return found
+
+    def _work_out(self, places: list[int], held: Held) -> Answer:
         enforced = self._decide(places, held, with_audited=False)
         return self._answer(enforced, self._decide(places, held, with_audited=True) if self._has_audited else enforced)
 
     def _decide(self, places: list[int], held: Held, *, with_audited: bool) -> list[_Decided]:
-        asked = [place for place in places if with_audited or not self._order[place].audited]
+        asked = [place for place in places if with_audited or not self.rules[place].audited]
         isolated = self._isolated[with_audited]
         return [self._decided(start, winners, isolated=isolated) for start, winners in self._winners(asked, held=held)]
 
     def _decided(self, start: int, winners: tuple[int | None, int | None, int | None], *, isolated: bool) -> _Decided:
         admin, network, baseline = winners
         ended = _place(admin, LAST)
-        if admin is not None and self._order[admin].rule.action is not Action.PASS:
-            rule = self._order[admin].rule
-            return _Decided(start, rule.action is Action.ACCEPT, rule.ref.id, Precedence(ended, FIRST))
+        if admin is not None and self.rules[admin].action is not Action.PASS:
+            rule = self.rules[admin]
+            return _Decided(start, rule.action is Action.ACCEPT, rule.id, Precedence(ended, FIRST))
         if isolated:
-            rule_id = NO_RULE if network is None else self._order[network].rule.ref.id
+            rule_id = NO_RULE if network is None else self.rules[network].id
             return _Decided(start, network is not None, rule_id, Precedence(ended, FIRST))
         ends = Precedence(ended, _place(baseline, LAST))
         if baseline is None:
             return _Decided(start, True, NO_RULE, ends)
-        rule = self._order[baseline].rule
-        return _Decided(start, rule.action is not Action.DENY, rule.ref.id, ends)
+        rule = self.rules[baseline]
+        return _Decided(start, rule.action is not Action.DENY, rule.id, ends)
 
     def _evaluate_own(self, held: Held) -> Answer:
-        places = [place for place in self._matching(held) if self._order[place].tier is Tier.ADMIN and self._egress]
+        places = [place for place in self._matching(held) if self.rules[place].tier is Tier.ADMIN and self._egress]
 
         def decide(*, with_audited: bool) -> list[_Decided]:
-            asked = [place for place in places if with_audited or not self._order[place].audited]
+            asked = [place for place in places if with_audited or not self.rules[place].audited]
             found = []
             for start, (admin, _, _) in self._winners(asked, held=held):
-                denied = admin is not None and self._order[admin].rule.action is Action.DENY
-                rule = self._order[admin].rule.ref.id if admin is not None and denied else NO_RULE
+                denied = admin is not None and self.rules[admin].action is Action.DENY
+                rule = self.rules[admin].id if admin is not None and denied else NO_RULE
                 ends = Precedence(_place(admin, LAST) if denied else FIRST, FIRST)
                 found.append(_Decided(start, not denied, rule, ends))
             return found
@@ -281,12 +284,14 @@ def first_of_each(spans: list[tuple[int, int, int]]) -> list[tuple[int, int | No
     return found
 
 
-def _spans(rule: Rule, resolved: Resolved, direction: Direction) -> tuple[Span, ...]:
-    """Keys of a rule; of ingress with the named ports, whose numbers are those of the pod itself."""
-    if direction is Direction.EGRESS or not rule.named:
-        return rule.spans
-    keys = {port.protocol << PORT_BITS | number for port in rule.named for number in resolved.get(port, ())}
-    return (*rule.spans, *((key, key + 1) for key in sorted(keys)))
+def _resolved_spans(rules: Iterable[Rule], resolved: Resolved) -> dict[Rule, tuple[Span, ...]]:
+    """Keys of rules for ingress that have named ports, whose numbers are those of the pod itself."""
+    found = {}
+    for rule in rules:
+        if rule.named:
+            keys = {port.protocol << PORT_BITS | number for port in rule.named for number in resolved.get(port, ())}
+            found[rule] = (*rule.spans, *((key, key + 1) for key in sorted(keys)))
+    return found
 
 
 def _place(place: int | None, otherwise: int) -> int:

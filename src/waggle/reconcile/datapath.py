@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from waggle.abi._generated import CONFIG_LAYOUT, EndpointFlag, Netns, NetnsId, PolicyRequest, Uplink
+from waggle.abi._generated import CONFIG_LAYOUT, EndpointFlag, EventsOf, Netns, NetnsId, PolicyRequest, Uplink
 from waggle.abi._generated import Endpoint as EndpointValue
 from waggle.abi.address import is_ipv4, pack_address, pack_network, unpack_address
 from waggle.config import MAX_NON_MASQUERADE, AgentConfig
@@ -190,7 +190,7 @@ class Datapath:
             "wag_node_ip4": pack_address(node.ip4) if node.ip4 else bytes(16),
             "wag_node_ip6": pack_address(node.ip6) if node.ip6 else bytes(16),
             "wag_host_cookie": netns_cookie_of_self().to_bytes(8, "little"),
-            "wag_events": bytes([self.config.events]),
+            "wag_events": bytes([EventsOf[self.config.flow_events.upper()]]),
             "wag_loopback_nodeport": bytes([serves_nodeports("127.0.0.1", self.config.nodeport_addresses, ())]),
             "wag_snat_min": SNAT_PORTS[0].to_bytes(2, "little"),
             "wag_snat_max": SNAT_PORTS[1].to_bytes(2, "little"),
@@ -202,6 +202,7 @@ class Datapath:
             "wag_non_masquerade": pack_networks(self.config.non_masquerade),
             "wag_beside_proxy": bytes([self.beside_proxy]),
             "wag_event_ns": EVENT_INTERVAL_NS.to_bytes(8, "little"),
+            "wag_event_gap_ns": (10**9 // self.config.event_rate).to_bytes(8, "little"),
         }
 
     def start_sweeping(self) -> bool:

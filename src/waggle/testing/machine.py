@@ -23,6 +23,8 @@ from waggle.abi._generated import (
     Backend,
     Endpoint,
     EndpointFlag,
+    Event,
+    EventsOf,
     Hook,
     Nat,
     NatFlag,
@@ -107,12 +109,13 @@ class Machine:
         self,
         name: str,
         *,
-        events: bool = True,
+        events: EventsOf = EventsOf.ALL,
+        events_per_second: int = 1000,
         node4: str = NODE4,
         node6: str = NODE6,
         sizes: Mapping[str, int] | None = None,
     ) -> None:
-        """`sizes`: entries of maps, instead of those below."""
+        """`sizes`: entries of maps, instead of those below. `events_per_second`: of one kind, by one CPU."""
         self.netns = f"waggle-test-{name}-{os.getpid()}"
         self._sizes = SIZES | dict(sizes or {})
         self.programs: dict[str, Fd] = {}
@@ -126,7 +129,7 @@ class Machine:
         self._next_backend = 0
         try:
             self._make_netns()
-            self._load(events)
+            self._load(events, events_per_second)
             self.reset()
         except BaseException:
             self.close()
@@ -163,7 +166,7 @@ class Machine:
         self.uplink = int(shown.stdout.split(":")[0])
         self._interfaces = {self.uplink}
 
-    def _load(self, events: bool) -> None:
+    def _load(self, events: EventsOf, events_per_second: int) -> None:
         constants = {
             **{name: pack_address(text) if text else bytes(16) for name, text in self._node_ips.items()},
             "wag_host_cookie": bytes(8),
@@ -179,6 +182,7 @@ class Machine:
             "wag_non_masquerade": pack_networks(NON_MASQUERADE),
             "wag_beside_proxy": bytes(1),
             "wag_event_ns": (10**9).to_bytes(8, "little"),
+            "wag_event_gap_ns": (10**9 // events_per_second).to_bytes(8, "little"),
         }
         for name in ("socket", "pod", "node", "xdp", "sweep", "maglev", "policy"):
             with BpfObject.open(name) as bpf:
@@ -359,6 +363,11 @@ class Machine:
         index = Reason[reason.upper()] * Hook.MAX + hook
         raw = self.maps["wag_drops"].lookup(index.to_bytes(4, "little")) or b""
         return sum(struct.unpack(f"={len(raw) // 8}Q", raw))
+
+    def events(self) -> list[Event]:
+        """What the programs have emitted since they were asked last."""
+        with contextlib.closing(RingBuffer(self.maps["wag_events_rb"])) as ring:
+            return [Event.unpack(raw) for raw in ring.read()]
 
     # -- packets ------------------------------------------------------------------------------------------------
 
