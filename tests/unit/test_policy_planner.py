@@ -8,8 +8,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as altered
 from policy_brute import (
+    CLUSTER_POLICY,
     EVERY,
+    HERE,
     NAMED_POLICY,
+    OWN,
     PACKETS,
     PATTERNS,
     World,
@@ -20,8 +23,10 @@ from policy_brute import (
     worlds,
 )
 
-from waggle.model.policy_rules import Direction
+from waggle.model.policy import PolicyWorld, Traffic, judge
+from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.policy import PolicyPlanner
+from waggle.plan.policy_tables import ALLOW, AUDIT, DENY
 
 DEV = (Phase.generate,)
 NO_NAMES = frozenset()
@@ -47,13 +52,15 @@ def test_tables_answer_as_the_standard_says(world):
     compare(world, world.tables())
 
 
+def enforced(policies):
+    """The policies without audit."""
+    return {key: altered(found, metadata=altered(found.metadata, annotations=None)) for key, found in policies.items()}
+
+
 @settings(max_examples=60, deadline=None, phases=DEV)
 @given(worlds(NAMED_POLICY), st.sets(st.sampled_from(PATTERNS), min_size=1).map(frozenset))
 def test_names_count_at_the_place_of_their_rule(world, names):
-    world = replace(
-        world,
-        policies={key: altered(p, metadata=altered(p.metadata, annotations=None)) for key, p in world.policies.items()},
-    )
+    world = replace(world, policies=enforced(world.policies))
     compare(world, world.tables(), names)  # what a name allows is not audited
 
 
@@ -119,3 +126,41 @@ def test_every_write_on_the_way_answers_as_before_or_as_after(history):
                     if question[1] in tables.pods:
                         assert look_up(tables, *question) in answers, question
         old = world
+
+
+def oracle_world(world: World, names) -> PolicyWorld:
+    return PolicyWorld(
+        pods=world.pods,
+        namespaces=world.namespaces,
+        nodes=world.nodes,
+        policies=world.policies,
+        cluster_policies=world.cluster_policies,
+        here=frozenset(world.here),
+        node=HERE,
+        node_addresses=OWN,
+        names={peer: [pattern.replace("*", "a") for pattern in names] for peer in EVERY},
+    )
+
+
+def said_by_the_model(world: PolicyWorld, direction, own, peer, protocol, port) -> tuple[int, int]:
+    source, destination = (own, peer) if direction == Direction.EGRESS else (peer, own)
+    side = judge(world, direction, Traffic(source, destination, protocol, port))
+    if side.audit:
+        return ALLOW | AUDIT, side.audit.rule.id if side.audit.rule else NO_RULE
+    return (ALLOW if side.allowed else DENY), side.rule.id if side.rule else NO_RULE
+
+
+@settings(max_examples=100, deadline=None, phases=DEV)
+@given(worlds(NAMED_POLICY | CLUSTER_POLICY), st.sets(st.sampled_from(PATTERNS)).map(frozenset))
+def test_the_model_says_the_same(world, names):
+    if names:  # what a name allows is not audited
+        enforced = {
+            key: altered(p, metadata=altered(p.metadata, annotations=None)) for key, p in world.policies.items()
+        }
+        cluster = {
+            key: altered(p, metadata=altered(p.metadata, annotations=None)) for key, p in world.cluster_policies.items()
+        }
+        world = replace(world, policies=enforced, cluster_policies=cluster)
+    tables, model = world.tables(), oracle_world(world, names)
+    for question in questions(world):
+        assert look_up(tables, *question, names) == said_by_the_model(model, *question), (question, names)
