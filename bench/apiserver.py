@@ -33,11 +33,14 @@ _GZIP_FROM = 128 * 1024
 _SERVICES = "/api/v1/services"
 _SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 _NODES = "/api/v1/nodes"
+_POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 _KINDS = {
     _SERVICES: ("Service", "v1"),
     _SLICES: ("EndpointSlice", "discovery.k8s.io/v1"),
     _NODES: ("Node", "v1"),
+    _POLICIES: ("NetworkPolicy", "networking.k8s.io/v1"),
 }
+_NONE = (_NODES, _POLICIES)  # there are none of these
 
 
 class Cluster:
@@ -79,7 +82,7 @@ class Cluster:
         return _json(event) + b"\n", [objects.endpoint_ip(number, index) for index in indices]
 
     def _count(self, path: str) -> int:
-        return 0 if path == _NODES else len(self._indices)
+        return 0 if path in _NONE else len(self._indices)
 
     def _encode(self, path: str, start: int, limit: int) -> bytes:
         kind, api_version = _KINDS[path]

@@ -25,6 +25,7 @@ from waggle.config import AgentConfig
 from waggle.metrics import Metrics
 from waggle.observe.history import History
 from waggle.observe.reasons import REASONS
+from waggle.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs/reference"
@@ -164,7 +165,7 @@ def metrics() -> str:
         flows=SimpleNamespace(history=History(0), log=None, denials=SimpleNamespace(counts=Counter)),
         changes_pending=Counter(),
         unmet={},
-        store=SimpleNamespace(services={}),
+        store=Store(),
         cni=SimpleNamespace(pods=list),
         problem_count=0,
         synced=True,

@@ -66,8 +66,16 @@ class StandInAgent:
             "dns": ["169.254.53.53"],
             "cgroupRoot": "/sys/fs/cgroup",
             "bpfRoot": "/sys/fs/bpf/waggle",
-            "sources": {"manifests": {"synced": True}},
-            "counts": {"services": 1, "endpointSlices": 2, "pods": 3, "nodes": 4, "frontends": 5, "backends": 6},
+            "sources": {"manifests": {"synced": True, "policiesSynced": True}},
+            "counts": {
+                "services": 1,
+                "endpointSlices": 2,
+                "pods": 3,
+                "nodes": 4,
+                "frontends": 5,
+                "backends": 6,
+                "policies": 7,
+            },
             "mapMemoryBytes": 3 << 20,
             "problems": [],
         }

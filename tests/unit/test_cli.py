@@ -308,6 +308,7 @@ def test_status(waggle, agent: StandInAgent):
         "Pod ranges": "10.244.1.0/24",
         "DNS": "169.254.53.53",
         "Services": "1 (5 frontends, 6 backend records)",
+        "Policies": "7",
         "Pods": "3",
         "Nodes": "4",
         "Maps": "3.0 MiB in /sys/fs/bpf/waggle",
@@ -333,11 +334,14 @@ def test_status_with_problems_exits_with_3(waggle, agent: StandInAgent):
 
 def test_status_of_a_node_with_ipv6_alone_and_of_one_that_waits(waggle, agent: StandInAgent):
     agent.facts |= {"addresses": {"ipv4": "", "ipv6": "fd00:a::1"}, "synced": False, "devices": [], "podRanges": []}
-    agent.facts["sources"] = {"kubernetes": {"synced": False}}
+    agent.facts["sources"] = {
+        "kubernetes": {"synced": False, "policiesSynced": False},
+        "manifests": {"synced": True, "policiesSynced": False},
+    }
     out = waggle("status").out
     assert "Addresses:  fd00:a::1\n" in out
     assert "State:      waiting for its sources\n" in out
-    assert "Sources:    kubernetes (waiting)\n" in out
+    assert "Sources:    kubernetes (waiting), manifests (policies not known yet)\n" in out
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -345,7 +349,7 @@ def test_status_with_names_that_want_to_be_more_than_names(waggle, agent: StandI
     agent.facts |= {"node": name, "devices": [name]}
     agent.facts["problems"] = [{"subject": name, "reason": name, "file": name, "line": 1, "since": 0.0}]
     ran = waggle("status")
-    assert (ran.code, ran.out.count("\n")) == (3, 15)
+    assert (ran.code, ran.out.count("\n")) == (3, 16)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("status", "-o", "json").out)["node"] == name
 
@@ -709,7 +713,7 @@ def test_questions_reach_the_agent(waggle, agent: StandInAgent):
         "--port",
         "53",
     )
-    ran = waggle("flows", *asked, "--proto", "udp", "--reason", "policy", "--since", "1h30m", "--last", "5")
+    ran = waggle("flows", *asked, "--proto", "udp", "--reason", "policy_ingress", "--since", "1h30m", "--last", "5")
     assert (ran.code, ran.err) == (0, "")
     wanted, how = agent.asked
     assert wanted == parse_filter(
@@ -720,7 +724,7 @@ def test_questions_reach_the_agent(waggle, agent: StandInAgent):
             "verdict": ["drop"],
             "port": ["53"],
             "proto": ["udp"],
-            "reason": ["policy"],
+            "reason": ["policy_ingress"],
         }
     )
     assert how == {"since": 5400.0, "last": 5, "follow": False}

@@ -19,7 +19,7 @@ PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root
 PATHS += ["cni_bin_dir", "cni_conf_dir"]
 OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
-NUMBERS = ["max_services", "max_backends", "max_nat"]
+NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_nat"]
 
 
 def flag(name: str) -> str:
@@ -127,6 +127,8 @@ flow-log-size: 1000000
 max-services: 16
 max-backends: 32
 max-nat: 64
+max-policy-flows: 1000
+policy-established: keep
 nat-tcp-timeout: 3600
 nat-udp-timeout: 60
 drift-check: 5
@@ -456,3 +458,24 @@ def test_dns_addresses() -> None:
         assert refused(dns_address=bad).startswith("dns-address: ")
     for bad in ("", "x_y", "-a", "a..b", "UPPER"):
         assert refused(cluster_domain=bad).startswith("cluster-domain: ")
+
+
+@pytest.mark.parametrize(("setting", "off"), [("podman", "off"), ("flow-events", "off")])
+def test_off_is_a_word_here_and_no_truth_value(written, setting: str, off: str):
+    """YAML 1.1 reads it as false."""
+    assert getattr(written(f"{setting}: off"), setting.replace("-", "_")) == off
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("flow-events: some", "flow-events: 'some' is not one of off, services, all"),
+        ("flow-events: true", "flow-events: must be a string"),
+        ("event-rate: 0", "event-rate: must lie between 1 and 1000000"),
+        ("flow-history: -1", "flow-history: must lie between 0 and"),
+        ("flow-log-size: 100", "flow-log-size: must be at least 65536 bytes"),
+    ],
+)
+def test_settings_of_events(written, setting: str, words: str):
+    with pytest.raises(ConfigError, match=f"^{words}"):
+        written(setting)

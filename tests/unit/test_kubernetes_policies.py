@@ -29,6 +29,7 @@ from standin_apiserver import (
     until,
 )
 
+from waggle.model.host_port import host_ports
 from waggle.model.meta import ObjectMeta
 from waggle.model.objects import ContainerPort, NetworkPolicy, ObjectKey, Pod
 from waggle.model.policy_objects import IPBlock
@@ -223,6 +224,7 @@ async def test_of_a_pod_only_what_policies_ask_is_kept(api: StandInApi, kubeconf
         assert [(c.name, c.image, c.command, c.env) for c in first.spec.containers] == [("", "", [], [])]
         assert first.spec.containers[0].ports == [ContainerPort(8080, "http"), ContainerPort(15001, "proxy")]
         assert first.spec.init_containers == []
+        assert host_ports(first) == (), "the runtime's request says them already"
         assert (first.spec.node_name, first.status.phase, first.status.pod_ip) == ("node1", "Running", "10.1.0.1")
         assert [entry.ip for entry in first.status.pod_ips] == ["10.1.0.1"]
         assert first.metadata.labels is second.metadata.labels

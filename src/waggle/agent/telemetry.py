@@ -37,6 +37,11 @@ class DatapathCollector(Collector):
         yield from _nat(maps, self._agent.datapath.nat_size)
         tables = self._agent.tables
         yield GaugeMetricFamily("waggle_services", "Services known.", value=len(self._agent.store.services))
+        store = self._agent.store
+        policies = GaugeMetricFamily("waggle_policies", "Policies known, by kind.", labels=["kind"])
+        policies.add_metric(["NetworkPolicy"], len(store.policies))
+        policies.add_metric(["ClusterNetworkPolicy"], len(store.cluster_policies))
+        yield policies
         yield GaugeMetricFamily("waggle_frontends", "Entries of the frontend table.", value=tables.frontend_count)
         yield GaugeMetricFamily("waggle_backends", "Records of the backend table in use.", value=tables.backend_count)
         yield GaugeMetricFamily("waggle_pods", "Pods attached on this node.", value=len(self._agent.cni.pods()))

@@ -44,7 +44,7 @@ def _print_status(facts: dict[str, Any]) -> None:
     out = console()
     counts = facts["counts"]
     addresses = [a for a in facts["addresses"].values() if a]
-    sources = [f"{name} ({'in sync' if s['synced'] else 'waiting'})" for name, s in facts["sources"].items()]
+    sources = [f"{name} ({_source_state(s)})" for name, s in facts["sources"].items()]
     behind = [
         f"{name} ({len(nodes)} {'node' if len(nodes) == 1 else 'nodes'})" for name, nodes in facts["tunnels"].items()
     ]
@@ -59,6 +59,7 @@ def _print_status(facts: dict[str, Any]) -> None:
         "Pod ranges": ", ".join(facts["podRanges"]) or "none",
         "DNS": ", ".join(facts["dns"]) or "none",
         "Services": f"{counts['services']} ({counts['frontends']} frontends, {counts['backends']} backend records)",
+        "Policies": str(counts["policies"]),
         "Pods": str(counts["pods"]),
         "Nodes": str(counts["nodes"]),
         "Maps": f"{facts['mapMemoryBytes'] / 2**20:.1f} MiB in {facts['bpfRoot']}",
@@ -69,6 +70,12 @@ def _print_status(facts: dict[str, Any]) -> None:
     for problem in facts["problems"]:
         where = f"{problem['file']}:{problem['line']}: " if problem["file"] and problem["line"] else ""
         out.print(printable(f"{'Problem:':<12}{where}{problem['subject']}: {problem['reason']}"))
+
+
+def _source_state(source: dict[str, Any]) -> str:
+    if not source["synced"]:
+        return "waiting"
+    return "in sync" if source["policiesSynced"] else "policies not known yet"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, doctor, inspect, install, lab, policy, takeover
+from waggle.cli import agent, doctor, inspect, install, lab, policy, policy_diff, takeover
 from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
@@ -31,6 +31,8 @@ app.command("flows")(inspect.flows)
 app.add_typer(inspect.service_app, name="service")
 app.add_typer(inspect.endpoint_app, name="endpoint")
 app.add_typer(policy.app, name="policy")
+policy.app.command("diff")(policy_diff.diff)
+policy.app.command("check")(policy_diff.check)
 app.add_typer(inspect.map_app, name="map")
 app.add_typer(lab.app, name="lab")
 

@@ -129,6 +129,10 @@ def _writable(config: AgentConfig) -> list[str]:
             paths.append(directory)
     if config.api_socket.parent == Path("/run/waggle"):
         lines.append("RuntimeDirectoryMode=0750")
+    if config.flow_log is not None and config.flow_log.parent == Path("/var/log/waggle"):
+        lines += ["LogsDirectory=waggle", "LogsDirectoryMode=0700"]
+    elif config.flow_log is not None:
+        paths.append(config.flow_log.parent)
     paths += [path for path in (config.cni_bin_dir, config.cni_conf_dir) if path is not None]
     return lines + ([f"ReadWritePaths={' '.join('-' + _quoted(path) for path in paths)}"] if paths else [])
 
