@@ -730,7 +730,7 @@ def test_questions_reach_the_agent(waggle, agent: StandInAgent):
             "verdict": ["drop"],
             "port": ["53"],
             "proto": ["udp"],
-            "reason": ["policy"],
+            "reason": ["policy_ingress"],
         }
     )
     assert how == {"since": 5400.0, "last": 5, "follow": False}
