@@ -163,7 +163,8 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 	packet->translated = 1;
 	if (wag_is_routed(packet))
 		return WAG_PASS;
-	return wag_route(ctx, packet, &packet->tuple);
+	/* the flow is one that policies allowed */
+	return wag_way(ctx, packet, &packet->tuple, wag_endpoint_find(&packet->tuple.dst));
 }
 
 /* What programs do that see only what the host stack sends: replies, and errors, of translated flows. */

@@ -49,6 +49,8 @@ struct wag_packet {
 	__u8 translated; /* by wag_nat: hooks further on leave it alone */
 	__u8 queued;     /* WAG_TO_POD: not past the queue of the pod's interface */
 	__u8 complains;  /* an ICMP error about the packet in wag_policy_work */
+	__u8 isolated;   /* its sender is a pod of this node that policies select */
+	__u8 pending;    /* its sender is a pod that nobody has told what it may send */
 	__u8 admitted;   /* by the policies of both ends */
 	__u8 audit;      /* it would not have been, were the audited policies enforced */
 	__u8 hook;      /* enum wag_hook */

@@ -442,6 +442,8 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	return wag_policy_begin(packet, work, end);
 }
 
+#ifndef WAG_XDP
+
 /* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */
 static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_tuple *to)
 {
@@ -449,45 +451,45 @@ static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_t
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_PENDING;
+	if (wag_addr_equal(&packet->tuple.src, &to->dst))
+		return WAG_REASON_NONE;
 	work->flow = packet->tuple;
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	return wag_policy_judge(packet, &work->flow);
 }
 
-WAG_INLINE bool wag_is_pending(const struct wag_endpoint *from, const struct wag_endpoint *to)
+#endif
+
+/* What of a packet's sender matters to policies, where it is a pod of this node. */
+WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_endpoint *from)
 {
-	return (wag_is_isolated(from) && from->egress_policy == WAG_POLICY_PENDING) ||
-	       (wag_is_isolated(to) && to->ingress_policy == WAG_POLICY_PENDING);
+	packet->isolated = wag_is_isolated(from);
+	packet->pending = packet->isolated && from->egress_policy == WAG_POLICY_PENDING;
 }
 
 /*
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
- * pass after looking at the two entries that say where they are. `from` and `dest`: the ends, NULL where they are elsewhere.
+ * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *from,
-				      const struct wag_endpoint *dest)
-{
-	enum wag_reason reason;
-
-	if (packet->admitted || (!wag_is_isolated(from) && !wag_is_isolated(dest)))
-		return WAG_REASON_NONE;
-	/* what an earlier pod with its address had, is not a new one's */
-	reason = wag_is_pending(from, dest) && !wag_addr_equal(&packet->tuple.src, &to->dst) ? wag_policy_pending(packet, to) :
-												 wag_policy_admit(packet, to);
-	packet->admitted = !reason;
-	return reason;
-}
-
-/* For whoever has not looked them up. */
-WAG_INLINE enum wag_reason wag_admits_to(struct wag_packet *packet, struct wag_tuple *to)
+WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
-#endif
-	if (packet->admitted)
+#else
+	bool isolated = wag_is_isolated(dest);
+	enum wag_reason reason;
+
+	if (packet->admitted || (!packet->isolated && !isolated))
 		return WAG_REASON_NONE;
-	return wag_admits(packet, to, wag_endpoint_find(&packet->tuple.src), wag_endpoint_find(&to->dst));
+	/* what an earlier pod with its address had, is not a new one's */
+	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
+		reason = wag_policy_pending(packet, to);
+	else
+		reason = wag_policy_admit(packet, to);
+	packet->admitted = !reason;
+	return reason;
+#endif
 }
 
 #endif
