@@ -460,8 +460,8 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		 */
 		set = packet->policy;
 		rule = packet->rule;
+		packet->audit = 0; /* of a direction that does not count */
 		wag_tuple_reverse(&work->back, &work->flow);
-		packet->audit = 0;
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
 			end = 3 - end;
@@ -479,6 +479,19 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 }
 
 /*
+ * Is it an error that passes where the packet does that it is about? That one was sent by whoever is told now. Routers
+ * complain about what was sent to others; pods of this node, which are none, about what was sent to themselves.
+ */
+WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const struct wag_policy_work *work,
+				     const struct wag_tuple *to)
+{
+	if (!packet->complains || !wag_addr_equal(&work->inner.src, &to->dst))
+		return false;
+	return wag_addr_equal(&work->inner.dst, &packet->tuple.src) ||
+	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.src), WAG_ENDPOINT_POD);
+}
+
+/*
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
  */
@@ -492,8 +505,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_POLICY_EGRESS;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
-	/* an error passes where the packet may that it is about, which its receiver has sent */
-	if (packet->complains && wag_addr_equal(&work->inner.src, &to->dst)) {
+	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
 		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
