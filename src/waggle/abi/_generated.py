@@ -939,7 +939,7 @@ class PolicyState(NamedTuple):
 
 
 CONN_SIZE = 16
-_CONN = Struct("=QII")
+_CONN = Struct("=QIHH")
 
 
 class Conn(NamedTuple):
@@ -948,20 +948,22 @@ class Conn(NamedTuple):
     seen_ns: int
     revision: int
     opened: int
+    may: int
 
     def values(self) -> tuple[Any, ...]:
         return (
             self.seen_ns,
             self.revision,
             self.opened,
+            self.may,
         )
 
     def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened)
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may)
 
     @classmethod
     def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2])
+        return cls(v[0], v[1], v[2], v[3])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Conn:
@@ -969,7 +971,7 @@ class Conn(NamedTuple):
 
 
 POLICY_WORK_SIZE = 200
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII16s8s")
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHH16s8s")
 
 
 class PolicyWork(NamedTuple):
@@ -1012,9 +1014,9 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[5], v[6], v[7], v[8], v[9]),
             Tuple.of(v[10], v[11], v[12], v[13], v[14]),
             Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22]),
-            v[23],
+            Conn.of(v[20], v[21], v[22], v[23]),
             v[24],
+            v[25],
         )
 
     @classmethod

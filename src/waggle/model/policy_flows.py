@@ -1,8 +1,10 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing passes also where the reverse direction is allowed now: the node may have forgotten the flow, or a policy may
-have come after it. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
+nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may have
+forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were opened, or
+keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked has still to say
+does not open it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
@@ -52,10 +54,12 @@ class PolicyFlows:
         opener = self._opened.get(packet.flow)
         if opener is not None and (self.keep or _allowed(world, opener)):
             return True
+        connects = packet.protocol in _CONNECTIONS
+        if opener is not None and not (connects and packet.begins):
+            return False
         if _allowed(world, packet):
             return True
-        resumes = packet.protocol in _CONNECTIONS and not packet.begins
-        return resumes and _allowed(world, packet.reversed())
+        return connects and not packet.begins and _allowed(world, packet.reversed())
 
     def allows_error(
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
@@ -77,9 +81,7 @@ class PolicyFlows:
         passes = self.allows(world, packet)
         opener = self._opened.get(packet.flow)
         stays = passes and opener is not None and (self.keep or _allowed(world, opener))
-        if not passes:
-            self._opened.pop(packet.flow, None)
-        elif not stays:
+        if passes and not stays:
             self._opened[packet.flow] = packet if _allowed(world, packet) else packet.reversed()
         return passes
 
