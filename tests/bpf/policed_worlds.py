@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from hypothesis import strategies as st
@@ -14,6 +14,7 @@ from waggle.model.objects import Node, Pod
 from waggle.model.packets import End
 from waggle.model.policy_flows import PolicyPacket
 from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
+from waggle.testing.frames import RST
 from waggle.testing.policy_differential import Probe
 
 NAMESPACES = ("x", "y", "z")
@@ -218,12 +219,16 @@ def any_object(choose: Choices) -> Any:
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Packet:
+class Packet(NamedTuple):
     packet: PolicyPacket
     later_fragment: bool
     by_stack: bool
     flags: int
+
+
+@dataclass(frozen=True)
+class Packets:
+    packets: tuple[Packet, ...]
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,7 @@ class Restart:
     probes: tuple[Probe, ...]
 
 
-Step = Packet | Onward | Answer | Complaint | Evict | Change | Restart
+Step = Packets | Onward | Answer | Complaint | Evict | Change | Restart
 
 
 def random_packet(choose: Choices) -> PolicyPacket:
@@ -315,8 +320,7 @@ def step(choose: Choices) -> Step | None:
         case 0:
             return None
         case 1 | 2 | 3 | 4 | 5 | 6 | 7:
-            packet = random_packet(choose)
-            return Packet(packet, choose.often(False, True, 8), choose.often(False, True, 4), choose.often(0, 4, 8))
+            return Packets(tuple(sent(choose) for _ in range(4)))
         case 8 | 9 | 10:
             return Onward(choose.number(255), choose.often(False, True, 3))
         case 11 | 12 | 13 | 14:
@@ -336,6 +340,11 @@ def step(choose: Choices) -> Step | None:
             return Change(objects if choose.number(3) else (), gone, probes(choose))
         case _:
             return Restart(probes(choose))
+
+
+def sent(choose: Choices) -> Packet:
+    packet = random_packet(choose)
+    return Packet(packet, choose.often(False, True, 8), choose.often(False, True, 4), choose.often(0, RST, 8))
 
 
 def probes(choose: Choices) -> tuple[Probe, ...]:

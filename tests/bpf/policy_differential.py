@@ -16,7 +16,7 @@ from policed_worlds import (
     Complaint,
     Evict,
     Onward,
-    Packet,
+    Packets,
     Restart,
     Step,
     World,
@@ -57,10 +57,11 @@ def run_world(on: Machine, world: World) -> Counter[str]:
 def run_step(comparison: PolicyComparison, step: Step) -> None:
     known = list(comparison.opened)
     match step:
-        case Packet(packet, later_fragment, by_stack, flags):
-            fragment = later_fragment and packet.protocol in ("TCP", "UDP", "SCTP")
-            flags = flags if packet.protocol == "TCP" and not packet.begins else 0
-            comparison.send(packet, flags=flags, later_fragment=fragment, by_stack=by_stack)
+        case Packets(packets):
+            for packet, later_fragment, by_stack, flags in packets:
+                fragment = later_fragment and packet.protocol in ("TCP", "UDP", "SCTP")
+                flags = flags if packet.protocol == "TCP" and not packet.begins else 0
+                comparison.send(packet, flags=flags, later_fragment=fragment, by_stack=by_stack)
         case Onward(flow, begins) if known:
             packet = known[flow % len(known)]
             comparison.send(packet._replace(begins=begins or packet.protocol in ("UDP", "GRE", "ICMP", "ICMPv6")))

@@ -330,6 +330,8 @@ class PolicyComparison:
     def complain(self, source: str, inner: PolicyPacket, destination: str = "") -> None:
         """Somebody sends an ICMP error about a packet. `destination`: of the error, where it is not who sent that."""
         to = destination or inner.source.address
+        if self.machine.maps["wag_nat"].lookup(_tuple_key(inner.reversed())) is not None:
+            return  # of a translated flow: it goes to whoever that belongs to (tests/bpf/test_policy_packets.py)
         protocol = "ICMPv6" if ":" in source else "ICMP"
         about = self._frame(inner, SYN)[14 : 14 + 128]
         head = struct.pack("!BBHI", 3 if protocol == "ICMP" else 1, 1, 0, 0)
@@ -348,7 +350,7 @@ class PolicyComparison:
         """A flow is evicted."""
         conns = self.machine.maps["wag_conns"]
         for pair in (opener, opener.reversed()):
-            conns.delete(_conn_key(pair))
+            conns.delete(_tuple_key(pair))
         self.flows.forget(opener)
         self.history.append(f"evicted {text(Tuple(*opener[:3]))}")
 
@@ -506,7 +508,7 @@ def rule_of(rule: RuleRef | None) -> int:
     return rule.id if rule else NO_RULE
 
 
-def _conn_key(packet: PolicyPacket) -> bytes:
+def _tuple_key(packet: PolicyPacket) -> bytes:
     from waggle.abi._generated import Tuple as AbiTuple
 
     ends = pack_address(packet.source.address), pack_address(packet.destination.address)
