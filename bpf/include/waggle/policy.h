@@ -462,6 +462,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 {
 	struct wag_policy_state *state;
 	__u32 zero = 0;
+	__u8 direction;
 	__u32 rule;
 	__u64 set;
 	int reason;
@@ -479,6 +480,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		 */
 		set = packet->policy;
 		rule = packet->rule;
+		direction = packet->direction;
 		packet->audit = 0; /* of a direction that does not count */
 		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
@@ -487,6 +489,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		} else {
 			packet->policy = set;
 			packet->rule = rule;
+			packet->direction = direction;
 		}
 	}
 	if (reason)
