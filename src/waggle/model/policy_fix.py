@@ -150,7 +150,6 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
 
 def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) -> tuple[Fix, PolicyWorld] | None:
     """Addresses behind names come and go, and only a ClusterNetworkPolicy can speak of names."""
-    around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
     subject = ClusterSubject(pods=_pods_like(pod))
     peer = ClusterPeer(domain_names=[world.names[address][0]])
     rule = ClusterEgressRule(action=Action.ACCEPT.value, to=[peer], protocols=_protocols(traffic))
@@ -235,8 +234,7 @@ def _before(world: PolicyWorld, side: Side, traffic: Traffic) -> tuple[Fix, Poli
         changed = _with_rule(world, policy, ref.direction, ref.index, action, other, traffic)
         if changed is not None and judge(changed, ref.direction, traffic).allowed:
             words = f"{action.value.lower()} it by a rule before {field}[{ref.index}] of ClusterNetworkPolicy {ref.key}"
-            rules = (*policy.spec.ingress, *policy.spec.egress)
-            if all(map(is_understood, rules)):
+            if all(is_understood(one) for side in Direction for one in cluster_rules_of(policy, side)):
                 return Fix(words, _manifest(changed.cluster_policies[ref.key])), changed
             # what is not known here would be lost from an object that is written here
             return Fix(f"{words}; other parts of it are not known here, so that it has to be edited", None), changed
@@ -254,12 +252,7 @@ def _with_rule(
 ) -> PolicyWorld | None:
     pod = world.pod_by_address.get(address)
     if pod is not None:
-        around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
-        peer = ClusterPeer(
-            pods=NamespacedPods(
-                namespace_selector=around, pod_selector=LabelSelector(_lasting(pod.metadata.labels or {}))
-            )
-        )
+        peer = ClusterPeer(pods=_pods_like(pod))
     elif direction is INGRESS:
         return None  # rules of ingress can name pods alone
     elif world.names.get(address):
