@@ -216,8 +216,6 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 		ctx->mark = WAG_MARK;
 	if (wag_begins_directly(packet, verdict))
 		wag_direct_record(packet);
-	if (packet->audit && verdict != WAG_DROP)
-		wag_report_audit(ctx, packet);
 	switch (verdict) {
 	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
 		return outside ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);

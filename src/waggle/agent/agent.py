@@ -50,7 +50,7 @@ from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_network
 from waggle.model.why import Situation
 from waggle.model.workload import DEFAULT_NAMESPACE
 from waggle.observe.names import Names
-from waggle.observe.rules import NoRules, Rules
+from waggle.observe.rules import PlannedRules
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.names import ServiceNames
@@ -152,7 +152,6 @@ class Agent:
         self.kernel_sweeps = True
         self.doctor = Doctor(self)
         self.flows: Flows
-        self.rules: Rules = NoRules()
         self.cni: CniService
         self.attached_pods = AttachedPods(self.store, config.node_name, lambda: self.cni.attachments())
         self.podman: PodmanSource | None = None
@@ -240,7 +239,12 @@ class Agent:
             self.network.attach()
         else:
             log.info("the tables have a new layout: what is at work stays until they are full")
-        self.flows = Flows(self.config, self.datapath.maps, self.names, self.rules)
+        self.flows = Flows(
+            self.config,
+            self.datapath.maps,
+            self.names,
+            PlannedRules(lambda: self.policies.planner.tables, self.place_of),
+        )
         self.names.by_netns[netns_cookie_of_self()] = f"node {self.config.node_name}"
         log.info(
             "data path ready in %.0f ms: node %s, addresses %s, uplinks %s, %d frontends and %d pods taken over",

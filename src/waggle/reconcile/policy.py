@@ -136,9 +136,10 @@ class PolicyWriter:
                     for i, s in enumerate(steps)
                 )
         self._policy.update_many((key, PolicyRun(self._runs[steps].first, len(steps)).pack()) for key, steps in due)
+        for _, steps in due:  # first, so that no list goes which another entry has now
+            self._runs[steps].users += 1
         for key, steps in due:
             self._drop_run(key)
-            self._runs[steps].users += 1
             self._entries[key] = steps
 
     def _drop_run(self, key: bytes) -> None:
