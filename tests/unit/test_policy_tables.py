@@ -156,6 +156,18 @@ def test_a_block_of_a_whole_family_needs_no_entry_for_each_class():
     assert not may(made, EGRESS, "2001:db8::1")
 
 
+def test_a_rule_for_all_pods_needs_no_entry_for_each_class():
+    everybody = policy("{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}", "q")
+    made = planner(policy(ONLY_DB.replace("ingress", "policyTypes: [Egress], egress").replace("from", "to")), everybody)
+    ingress, egress = made.tables.pods["10.0.0.1"]
+    assert made.tables.classes["10.0.0.2"] != made.tables.classes["10.0.1.1"]
+    assert set(made.tables.sets[ingress]) == {ANY, NOBODY, SELF}
+    assert len(made.tables.sets[egress]) == 3
+    assert may(made, INGRESS, "10.0.0.2")
+    assert may(made, INGRESS, "10.0.1.1")
+    assert not may(made, INGRESS, "203.0.113.1")
+
+
 def test_ipv6_of_any_address_means_no_ipv4_address():
     text = "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: '::/0'}}]}]}"
     made = planner(policy(text))
