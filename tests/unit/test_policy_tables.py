@@ -85,6 +85,22 @@ def test_a_pod_nobody_knows_has_no_sets():
     assert delta.pods == {"10.0.0.9": (OPEN, OPEN)}
 
 
+def test_what_is_no_address_or_no_port_of_a_pod_is_passed_over():
+    made = planner(policy("{podSelector: {}, ingress: [{ports: [{port: http}]}]}"))
+    odd = msgspec.convert(
+        {
+            "metadata": {"name": "odd", "namespace": "a"},
+            "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 70000}]}]},
+            "status": {"podIPs": [{"ip": "pending"}, {"ip": "10.0.0.9"}]},
+        },
+        Pod,
+    )
+    made.attach("10.0.0.9", odd.key)
+    made.set_pod(odd.key, odd)
+    made.plan()
+    assert look_up(made.tables, INGRESS, "10.0.0.9", "10.0.0.2", "TCP", 70000 & 0xFFFF)[0] == DENY
+
+
 def test_policies_of_other_pods_make_nothing():
     elsewhere = policy("{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}")
     assert planner(elsewhere).tables.sets == {}
