@@ -12,6 +12,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "fragment.h"
+#include "learn.h"
 #include "packet.h"
 #include "report.h"
 #include "uplink.h"
@@ -207,6 +208,8 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 		ctx->mark = WAG_MARK;
 	if (wag_begins_directly(packet, verdict))
 		wag_direct_record(packet);
+	if (packet->answers && verdict != WAG_DROP)
+		wag_names_learn(ctx, packet); /* before the pod sees it */
 	if (packet->audit && verdict != WAG_DROP)
 		wag_report_audit(ctx, packet);
 	switch (verdict) {

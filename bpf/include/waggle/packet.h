@@ -50,6 +50,7 @@ struct wag_packet {
 	__u8 queued;     /* WAG_TO_POD: not past the queue of the pod's interface */
 	__u8 complains;  /* an ICMP error about the packet in wag_policy_work */
 	__u8 admitted;   /* by the policies of both ends */
+	__u8 answers;    /* a DNS answer, for a pod whose policies accept names; more in wag_policy_work */
 	__u8 audit;      /* it would not have been, were the audited policies enforced */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */

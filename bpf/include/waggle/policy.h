@@ -16,12 +16,14 @@
 #include "config.h"
 #include "endpoint.h"
 #include "event.h"
+#include "names.h"
 #include "nat_table.h"
 #include "packet.h"
 
 /* Sets that stand for something else than policies. */
 #define WAG_POLICY_NONE 0ULL      /* no policy selects the pod: everything passes */
 #define WAG_POLICY_PENDING (~0ULL) /* nobody has said yet which do: nothing passes, but to and from this node */
+#define WAG_POLICY_NAMED 1ULL     /* a bit of other sets: there are rules about domain names */
 
 #define WAG_CLASS_UNKNOWN 0ULL /* nothing that a policy asks for tells the address apart */
 #define WAG_CLASS_SELF 1ULL    /* this node */
@@ -54,6 +56,12 @@ struct wag_policy_step {
 	__u32 rule;  /* who says so; 0: no rule does */
 	__u8 verdict; /* enum wag_policy_flag */
 	__u8 pad[3];
+	/*
+	 * Of a set with domain names: where in the order of its rules each tier ended; of a name: where the first rule
+	 * stands that accepts it. The name decides where it stands before the end.
+	 */
+	__u16 admin;
+	__u16 baseline;
 };
 
 enum wag_policy_protocol {
@@ -115,6 +123,8 @@ struct wag_conn {
 	__u64 seen_ns;  /* CLOCK_MONOTONIC, coarse to one second */
 	__u32 revision; /* that it was judged by */
 	__u32 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u32 pattern;  /* of the name that it was allowed by; 0: by none. As long as policies accept that, however old */
+	__u32 pad;
 };
 
 /*
@@ -128,6 +138,22 @@ struct {
 	__uint(max_entries, 131072);
 } wag_conns SEC(".maps");
 
+#define WAG_POLICY_ASK_NAMES 2 /* instead of whether it is allowed */
+
+/* What names are asked, where no other rule has allowed a flow. */
+struct wag_name_query {
+	__u64 set;
+	__u64 peer;    /* WAG_NAME_CLASS, or that and WAG_NAME_STRICT */
+	__u32 place;
+	__u16 admin;   /* where the tiers ended without names */
+	__u16 baseline;
+	struct wag_policy_key key;
+	__u32 low;
+	__u32 high;
+	__u32 middle;
+	__u32 pad;
+};
+
 /* What does not fit on the stack. */
 struct wag_policy_work {
 	struct wag_tuple flow; /* as it is judged */
@@ -135,6 +161,13 @@ struct wag_policy_work {
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
 	struct wag_conn conn;
+	struct wag_name_key name; /* what is judged, where names may decide */
+	struct wag_name_query query;
+	__u32 had;     /* pattern by which a flow that is judged again was allowed */
+	__u32 pattern; /* pattern by which it is now */
+	__u64 asker;              /* egress policies of the pod that a DNS answer is for */
+	__u32 asker_ifindex;
+	__u32 pad;
 };
 
 /* Key 0. Programs alone, each for the time it runs, as wag_scratch. */
@@ -247,6 +280,24 @@ WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __
 	return run && run->count ? wag_policy_find(run, place) : NULL;
 }
 
+/*
+ * Has wag_names_decide asked about names, where no rule has allowed it so far; or where it is allowed, and audited policies
+ * would not.
+ */
+WAG_INLINE int wag_names_ask(__u64 set, const struct wag_policy_step *step, __u32 place)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return 0;
+	work->query.set = set;
+	work->query.peer = WAG_NAME_CLASS | (step->verdict & WAG_POLICY_AUDIT ? WAG_NAME_STRICT : 0);
+	work->query.place = place;
+	work->query.admin = step->admin;
+	work->query.baseline = step->baseline;
+	return WAG_POLICY_ASK_NAMES;
+}
+
 /* Does the set allow it? The packet notes who denies it, or, if nobody does, the first who would. */
 static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
 {
@@ -262,18 +313,86 @@ static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __
 	}
 	if (verdict & WAG_POLICY_AUDIT)
 		packet->audit = 1;
+	if (direction == WAG_DIRECTION_EGRESS && set & WAG_POLICY_NAMED && step && verdict != WAG_POLICY_ALLOW)
+		return wag_names_ask(set, step, place);
 	return verdict & WAG_POLICY_ALLOW;
 }
 
 /*
- * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
- * who decided.
+ * Does the set of work->query accept names of a pattern before anything else was decided? As wag_policy_find, with its
+ * bounds in memory: what the verifier does not follow, it need not tell apart.
  */
-static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
+WAG_INLINE bool wag_name_decides(struct wag_policy_work *work, __u32 pattern)
+{
+	struct wag_name_query *query = &work->query;
+	struct wag_policy_step *step;
+	struct wag_policy_run *run;
+	int i;
+
+	query->key.set = query->set;
+	query->key.peer = query->peer | pattern;
+	run = bpf_map_lookup_elem(&wag_policy, &query->key);
+	if (!run || !run->count)
+		return false;
+	query->low = run->first;
+	query->high = run->first + run->count - 1;
+	for (i = 0; i < WAG_POLICY_HALVINGS && query->low < query->high; i++) {
+		query->middle = query->low + (query->high - query->low + 1) / 2;
+		step = bpf_map_lookup_elem(&wag_policy_steps, &query->middle);
+		if (!step)
+			return false;
+		if (step->start <= query->place)
+			query->low = query->middle;
+		else
+			query->high = query->middle - 1;
+	}
+	step = bpf_map_lookup_elem(&wag_policy_steps, &query->low);
+	if (!step || !(step->verdict & WAG_POLICY_ALLOW) ||
+	    (step->admin >= query->admin && step->baseline >= query->baseline))
+		return false;
+	work->pattern = pattern;
+	return true;
+}
+
+/* Does a name that the destination has? A global function, so that it is verified once. */
+__noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	struct wag_endpoint *from;
+	struct wag_name *name;
+	__u32 i, now;
+
+	if (!packet || !flow || !work)
+		return 0;
+	from = wag_endpoint_find(&flow->src);
+	if (!from)
+		return 0;
+	work->name.ifindex = from->ifindex;
+	work->name.addr = flow->dst;
+	packet->audit = 0;
+	if (work->had && wag_name_decides(work, work->had))
+		return 1;
+	name = bpf_map_lookup_elem(&wag_names, &work->name);
+	now = wag_seconds();
+	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
+		if (name->pattern[i] && (__s32)(name->until[i] - now) >= 0 &&
+		    wag_name_decides(work, name->pattern[i]))
+			return 1;
+	}
+	packet->audit = work->query.peer != WAG_NAME_CLASS;
+	return packet->audit; /* allowed, as it was */
+}
+
+/*
+ * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
+ * who decided. A global function, as wag_parse is.
+ */
+__noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
 	__u64 class;
+	int allowed;
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
@@ -284,7 +403,10 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
 		class = wag_class_seen(packet, &flow->dst, to);
-		if (!wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS))
+		allowed = wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS);
+		if (allowed == WAG_POLICY_ASK_NAMES)
+			allowed = wag_names_decide(packet, flow);
+		if (!allowed)
 			return WAG_REASON_POLICY_EGRESS;
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
@@ -341,6 +463,20 @@ static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tup
 	return still;
 }
 
+/* The same of a known flow. The name that it was allowed by counts still, whatever time it was for. */
+WAG_INLINE void wag_conn_review(struct wag_packet *packet, struct wag_tuple *key, struct wag_conn *conn)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return;
+	work->had = conn->pattern;
+	work->pattern = 0;
+	conn->opened = wag_conn_judge(packet, key, conn->opened);
+	conn->pattern = work->pattern;
+	work->had = 0;
+}
+
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
 /* Is this flow known, and open? */
@@ -365,7 +501,7 @@ static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple 
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
-			conn->opened = wag_conn_judge(packet, key, conn->opened);
+			wag_conn_review(packet, key, conn);
 		conn->revision = revision;
 	}
 	if (!conn->opened)
@@ -389,6 +525,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
 	work->conn.revision = state ? state->revision : 0;
 	barrier();
+	work->pattern = 0;
 	reason = wag_policy_judge(packet, &work->flow);
 	if (reason && wag_is_established(packet)) {
 		/*
@@ -410,8 +547,34 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		return reason;
 	work->conn.seen_ns = bpf_ktime_get_ns();
 	work->conn.opened = end;
+	work->conn.pattern = work->pattern;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
+}
+
+#define WAG_DNS_PORT 53
+
+/* Is it an answer to what a pod has asked, whose policies accept names? Then wag_finish will read it. `end`: its source. */
+static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_endpoint *asker;
+	struct wag_conn *conn;
+
+	if (!packet || !work || packet->later_fragment)
+		return 0;
+	if (work->flow.proto != IPPROTO_UDP && work->flow.proto != IPPROTO_TCP)
+		return 0;
+	asker = wag_endpoint_find(&work->flow.dst);
+	if (!wag_endpoint_is(asker, WAG_ENDPOINT_POD) || !(asker->egress_policy & WAG_POLICY_NAMED) ||
+	    asker->egress_policy == WAG_POLICY_PENDING)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
+	if (!conn || !(conn->opened & (3 - end)))
+		return 0;
+	work->asker = asker->egress_policy;
+	work->asker_ifindex = asker->ifindex;
+	packet->answers = 1;
+	return 0;
 }
 
 /*
@@ -422,6 +585,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	__u32 end;
+	int reason;
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_EGRESS;
@@ -437,9 +601,10 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
-	if (wag_conn_open(packet, &work->key))
-		return WAG_REASON_NONE;
-	return wag_policy_begin(packet, work, end);
+	reason = wag_conn_open(packet, &work->key) ? WAG_REASON_NONE : wag_policy_begin(packet, work, end);
+	if (!reason && work->flow.sport == bpf_htons(WAG_DNS_PORT))
+		wag_policy_answer(packet, work, end);
+	return reason;
 }
 
 /* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */

@@ -66,6 +66,10 @@ class Counter(IntEnum):
     UDP_SLOT = 3
     MASQUERADE = 4
     DSR = 5
+    NAME_LEARNED = 6
+    NAME_ENTRY = 7
+    NAME_SLOT = 8
+    NAME_UNREADABLE = 9
     MAX = 16
 
 
@@ -392,6 +396,64 @@ class PolicyRequest(NamedTuple):
         return cls.of(*_POLICY_REQUEST.unpack(raw))
 
 
+NAME_KEY_SIZE = 24
+_NAME_KEY = Struct("=I4x16s")
+
+
+class NameKey(NamedTuple):
+    """struct wag_name_key: 24 bytes."""
+
+    ifindex: int
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ifindex,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME_KEY.pack(self.ifindex, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> NameKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NameKey:
+        return cls.of(*_NAME_KEY.unpack(raw))
+
+
+NAME_SIZE = 192
+_NAME = Struct("=64s64s64s")
+
+
+class Name(NamedTuple):
+    """struct wag_name: 192 bytes."""
+
+    pattern: bytes
+    until: bytes
+    text: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.pattern,
+            self.until,
+            self.text,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME.pack(self.pattern, self.until, self.text)
+
+    @classmethod
+    def of(cls, *v: Any) -> Name:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Name:
+        return cls.of(*_NAME.unpack(raw))
+
+
 SERVICE_RANGE_SIZE = 40
 _SERVICE_RANGE = Struct("=16s16sI4x")
 
@@ -670,6 +732,556 @@ class Fragment(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> Fragment:
         return cls.of(*_FRAGMENT.unpack(raw))
+
+
+PATTERN_KEY_SIZE = 256
+_PATTERN_KEY = Struct("=B255s")
+
+
+class PatternKey(NamedTuple):
+    """struct wag_pattern_key: 256 bytes."""
+
+    exact: int
+    text: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.exact,
+            self.text,
+        )
+
+    def pack(self) -> bytes:
+        return _PATTERN_KEY.pack(self.exact, self.text)
+
+    @classmethod
+    def of(cls, *v: Any) -> PatternKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PatternKey:
+        return cls.of(*_PATTERN_KEY.unpack(raw))
+
+
+TUPLE_SIZE = 40
+_TUPLE = Struct("=16s16sHHB3x")
+
+
+class Tuple(NamedTuple):
+    """struct wag_tuple: 40 bytes."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.src,
+            self.dst,
+            _swap16(self.sport),
+            _swap16(self.dport),
+            self.proto,
+        )
+
+    def pack(self) -> bytes:
+        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
+
+    @classmethod
+    def of(cls, *v: Any) -> Tuple:
+        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Tuple:
+        return cls.of(*_TUPLE.unpack(raw))
+
+
+NAT_SIZE = 64
+_NAT = Struct("=16s16sHHB3xIIQQ")
+
+
+class Nat(NamedTuple):
+    """struct wag_nat: 64 bytes."""
+
+    to: Tuple
+    revision: int
+    flags: int
+    seen_ns: int
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.to.values(),
+            self.revision,
+            self.flags,
+            self.seen_ns,
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> Nat:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Nat:
+        return cls.of(*_NAT.unpack(raw))
+
+
+NAT_YOUNG_SIZE = 48
+_NAT_YOUNG = Struct("=16s16sHHB3xQ")
+
+
+class NatYoung(NamedTuple):
+    """struct wag_nat_young: 48 bytes."""
+
+    key: Tuple
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.key.values(),
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_YOUNG.pack(*self.key.values(), self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatYoung:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatYoung:
+        return cls.of(*_NAT_YOUNG.unpack(raw))
+
+
+NAT_COUNT_SIZE = 16
+_NAT_COUNT = Struct("=QQ")
+
+
+class NatCount(NamedTuple):
+    """struct wag_nat_count: 16 bytes."""
+
+    begun: int
+    displaced: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.begun,
+            self.displaced,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_COUNT.pack(self.begun, self.displaced)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatCount:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatCount:
+        return cls.of(*_NAT_COUNT.unpack(raw))
+
+
+CLASS_RANGE_KEY_SIZE = 20
+_CLASS_RANGE_KEY = Struct("=I16s")
+
+
+class ClassRangeKey(NamedTuple):
+    """struct wag_class_range_key: 20 bytes."""
+
+    prefix: int
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.prefix,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _CLASS_RANGE_KEY.pack(self.prefix, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> ClassRangeKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ClassRangeKey:
+        return cls.of(*_CLASS_RANGE_KEY.unpack(raw))
+
+
+POLICY_KEY_SIZE = 16
+_POLICY_KEY = Struct("=QQ")
+
+
+class PolicyKey(NamedTuple):
+    """struct wag_policy_key: 16 bytes."""
+
+    set: int
+    peer: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.set,
+            self.peer,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_KEY.pack(self.set, self.peer)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyKey:
+        return cls.of(*_POLICY_KEY.unpack(raw))
+
+
+POLICY_RUN_SIZE = 8
+_POLICY_RUN = Struct("=II")
+
+
+class PolicyRun(NamedTuple):
+    """struct wag_policy_run: 8 bytes."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.first,
+            self.count,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_RUN.pack(self.first, self.count)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyRun:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyRun:
+        return cls.of(*_POLICY_RUN.unpack(raw))
+
+
+POLICY_STEP_SIZE = 16
+_POLICY_STEP = Struct("=IIB3xHH")
+
+
+class PolicyStep(NamedTuple):
+    """struct wag_policy_step: 16 bytes."""
+
+    start: int
+    rule: int
+    verdict: int
+    admin: int
+    baseline: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.start,
+            self.rule,
+            self.verdict,
+            self.admin,
+            self.baseline,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STEP.pack(self.start, self.rule, self.verdict, self.admin, self.baseline)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyStep:
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyStep:
+        return cls.of(*_POLICY_STEP.unpack(raw))
+
+
+POLICY_STATE_SIZE = 8
+_POLICY_STATE = Struct("=II")
+
+
+class PolicyState(NamedTuple):
+    """struct wag_policy_state: 8 bytes."""
+
+    revision: int
+    keep: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.revision,
+            self.keep,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STATE.pack(self.revision, self.keep)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyState:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyState:
+        return cls.of(*_POLICY_STATE.unpack(raw))
+
+
+CONN_SIZE = 24
+_CONN = Struct("=QIII4x")
+
+
+class Conn(NamedTuple):
+    """struct wag_conn: 24 bytes."""
+
+    seen_ns: int
+    revision: int
+    opened: int
+    pattern: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.seen_ns,
+            self.revision,
+            self.opened,
+            self.pattern,
+        )
+
+    def pack(self) -> bytes:
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.pattern)
+
+    @classmethod
+    def of(cls, *v: Any) -> Conn:
+        return cls(v[0], v[1], v[2], v[3])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Conn:
+        return cls.of(*_CONN.unpack(raw))
+
+
+NAME_QUERY_SIZE = 56
+_NAME_QUERY = Struct("=QQIHHQQIII4x")
+
+
+class NameQuery(NamedTuple):
+    """struct wag_name_query: 56 bytes."""
+
+    set: int
+    peer: int
+    place: int
+    admin: int
+    baseline: int
+    key: PolicyKey
+    low: int
+    high: int
+    middle: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.set,
+            self.peer,
+            self.place,
+            self.admin,
+            self.baseline,
+            *self.key.values(),
+            self.low,
+            self.high,
+            self.middle,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME_QUERY.pack(
+            self.set,
+            self.peer,
+            self.place,
+            self.admin,
+            self.baseline,
+            *self.key.values(),
+            self.low,
+            self.high,
+            self.middle,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> NameQuery:
+        return cls(v[0], v[1], v[2], v[3], v[4], PolicyKey.of(v[5], v[6]), v[7], v[8], v[9])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NameQuery:
+        return cls.of(*_NAME_QUERY.unpack(raw))
+
+
+POLICY_WORK_SIZE = 288
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIII4xI4x16sQQIHHQQIII4xIIQI4x")
+
+
+class PolicyWork(NamedTuple):
+    """struct wag_policy_work: 288 bytes."""
+
+    flow: Tuple
+    back: Tuple
+    key: Tuple
+    inner: Tuple
+    conn: Conn
+    name: NameKey
+    query: NameQuery
+    had: int
+    pattern: int
+    asker: int
+    asker_ifindex: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+            *self.name.values(),
+            *self.query.values(),
+            self.had,
+            self.pattern,
+            self.asker,
+            self.asker_ifindex,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_WORK.pack(
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+            *self.name.values(),
+            *self.query.values(),
+            self.had,
+            self.pattern,
+            self.asker,
+            self.asker_ifindex,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyWork:
+        return cls(
+            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
+            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
+            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
+            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
+            Conn.of(v[20], v[21], v[22], v[23]),
+            NameKey.of(v[24], v[25]),
+            NameQuery.of(v[26], v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35]),
+            v[36],
+            v[37],
+            v[38],
+            v[39],
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyWork:
+        return cls.of(*_POLICY_WORK.unpack(raw))
+
+
+DNS_SIZE = 4936
+_DNS = Struct("=4128s256sB255sI4x16s64s64s64s32sIIIIIIIIIIII")
+
+
+class Dns(NamedTuple):
+    """struct wag_dns: 4936 bytes."""
+
+    message: bytes
+    name: bytes
+    key: PatternKey
+    entry: NameKey
+    fresh: Name
+    pattern: bytes
+    patterns: int
+    size: int
+    at: int
+    length: int
+    label: int
+    records: int
+    done: int
+    now: int
+    until: int
+    entering: int
+    best: int
+    least: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.message,
+            self.name,
+            *self.key.values(),
+            *self.entry.values(),
+            *self.fresh.values(),
+            self.pattern,
+            self.patterns,
+            self.size,
+            self.at,
+            self.length,
+            self.label,
+            self.records,
+            self.done,
+            self.now,
+            self.until,
+            self.entering,
+            self.best,
+            self.least,
+        )
+
+    def pack(self) -> bytes:
+        return _DNS.pack(
+            self.message,
+            self.name,
+            *self.key.values(),
+            *self.entry.values(),
+            *self.fresh.values(),
+            self.pattern,
+            self.patterns,
+            self.size,
+            self.at,
+            self.length,
+            self.label,
+            self.records,
+            self.done,
+            self.now,
+            self.until,
+            self.entering,
+            self.best,
+            self.least,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> Dns:
+        return cls(
+            v[0],
+            v[1],
+            PatternKey.of(v[2], v[3]),
+            NameKey.of(v[4], v[5]),
+            Name.of(v[6], v[7], v[8]),
+            v[9],
+            v[10],
+            v[11],
+            v[12],
+            v[13],
+            v[14],
+            v[15],
+            v[16],
+            v[17],
+            v[18],
+            v[19],
+            v[20],
+            v[21],
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Dns:
+        return cls.of(*_DNS.unpack(raw))
 
 
 SEEN_SIZE = 16
@@ -978,344 +1590,6 @@ class Affinity(NamedTuple):
         return cls.of(*_AFFINITY.unpack(raw))
 
 
-TUPLE_SIZE = 40
-_TUPLE = Struct("=16s16sHHB3x")
-
-
-class Tuple(NamedTuple):
-    """struct wag_tuple: 40 bytes."""
-
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.src,
-            self.dst,
-            _swap16(self.sport),
-            _swap16(self.dport),
-            self.proto,
-        )
-
-    def pack(self) -> bytes:
-        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
-
-    @classmethod
-    def of(cls, *v: Any) -> Tuple:
-        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Tuple:
-        return cls.of(*_TUPLE.unpack(raw))
-
-
-NAT_SIZE = 64
-_NAT = Struct("=16s16sHHB3xIIQQ")
-
-
-class Nat(NamedTuple):
-    """struct wag_nat: 64 bytes."""
-
-    to: Tuple
-    revision: int
-    flags: int
-    seen_ns: int
-    number: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.to.values(),
-            self.revision,
-            self.flags,
-            self.seen_ns,
-            self.number,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
-
-    @classmethod
-    def of(cls, *v: Any) -> Nat:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Nat:
-        return cls.of(*_NAT.unpack(raw))
-
-
-NAT_YOUNG_SIZE = 48
-_NAT_YOUNG = Struct("=16s16sHHB3xQ")
-
-
-class NatYoung(NamedTuple):
-    """struct wag_nat_young: 48 bytes."""
-
-    key: Tuple
-    number: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.key.values(),
-            self.number,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT_YOUNG.pack(*self.key.values(), self.number)
-
-    @classmethod
-    def of(cls, *v: Any) -> NatYoung:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> NatYoung:
-        return cls.of(*_NAT_YOUNG.unpack(raw))
-
-
-NAT_COUNT_SIZE = 16
-_NAT_COUNT = Struct("=QQ")
-
-
-class NatCount(NamedTuple):
-    """struct wag_nat_count: 16 bytes."""
-
-    begun: int
-    displaced: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.begun,
-            self.displaced,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT_COUNT.pack(self.begun, self.displaced)
-
-    @classmethod
-    def of(cls, *v: Any) -> NatCount:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> NatCount:
-        return cls.of(*_NAT_COUNT.unpack(raw))
-
-
-CLASS_RANGE_KEY_SIZE = 20
-_CLASS_RANGE_KEY = Struct("=I16s")
-
-
-class ClassRangeKey(NamedTuple):
-    """struct wag_class_range_key: 20 bytes."""
-
-    prefix: int
-    addr: bytes
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.prefix,
-            self.addr,
-        )
-
-    def pack(self) -> bytes:
-        return _CLASS_RANGE_KEY.pack(self.prefix, self.addr)
-
-    @classmethod
-    def of(cls, *v: Any) -> ClassRangeKey:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> ClassRangeKey:
-        return cls.of(*_CLASS_RANGE_KEY.unpack(raw))
-
-
-POLICY_KEY_SIZE = 16
-_POLICY_KEY = Struct("=QQ")
-
-
-class PolicyKey(NamedTuple):
-    """struct wag_policy_key: 16 bytes."""
-
-    set: int
-    peer: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.set,
-            self.peer,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_KEY.pack(self.set, self.peer)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyKey:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyKey:
-        return cls.of(*_POLICY_KEY.unpack(raw))
-
-
-POLICY_RUN_SIZE = 8
-_POLICY_RUN = Struct("=II")
-
-
-class PolicyRun(NamedTuple):
-    """struct wag_policy_run: 8 bytes."""
-
-    first: int
-    count: int  # type: ignore[assignment]  # tuple has a method of this name
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.first,
-            self.count,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_RUN.pack(self.first, self.count)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyRun:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyRun:
-        return cls.of(*_POLICY_RUN.unpack(raw))
-
-
-POLICY_STEP_SIZE = 12
-_POLICY_STEP = Struct("=IIB3x")
-
-
-class PolicyStep(NamedTuple):
-    """struct wag_policy_step: 12 bytes."""
-
-    start: int
-    rule: int
-    verdict: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.start,
-            self.rule,
-            self.verdict,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_STEP.pack(self.start, self.rule, self.verdict)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyStep:
-        return cls(v[0], v[1], v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyStep:
-        return cls.of(*_POLICY_STEP.unpack(raw))
-
-
-POLICY_STATE_SIZE = 8
-_POLICY_STATE = Struct("=II")
-
-
-class PolicyState(NamedTuple):
-    """struct wag_policy_state: 8 bytes."""
-
-    revision: int
-    keep: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.revision,
-            self.keep,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_STATE.pack(self.revision, self.keep)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyState:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyState:
-        return cls.of(*_POLICY_STATE.unpack(raw))
-
-
-CONN_SIZE = 16
-_CONN = Struct("=QII")
-
-
-class Conn(NamedTuple):
-    """struct wag_conn: 16 bytes."""
-
-    seen_ns: int
-    revision: int
-    opened: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.seen_ns,
-            self.revision,
-            self.opened,
-        )
-
-    def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened)
-
-    @classmethod
-    def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Conn:
-        return cls.of(*_CONN.unpack(raw))
-
-
-POLICY_WORK_SIZE = 176
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
-
-
-class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 176 bytes."""
-
-    flow: Tuple
-    back: Tuple
-    key: Tuple
-    inner: Tuple
-    conn: Conn
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.flow.values(),
-            *self.back.values(),
-            *self.key.values(),
-            *self.inner.values(),
-            *self.conn.values(),
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_WORK.pack(
-            *self.flow.values(), *self.back.values(), *self.key.values(), *self.inner.values(), *self.conn.values()
-        )
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyWork:
-        return cls(
-            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
-            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
-            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
-            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22]),
-        )
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyWork:
-        return cls.of(*_POLICY_WORK.unpack(raw))
-
-
 RANGE_KEY_SIZE = 28
 _RANGE_KEY = Struct("=I8s16s")
 
@@ -1456,6 +1730,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_conns": (Tuple, Conn),
     "wag_counters": (U32, U64),
     "wag_denials": (DenialKey, U64),
+    "wag_dns": (U32, Dns),
     "wag_drops": (U32, U64),
     "wag_endpoints": (Address, Endpoint),
     "wag_events_rb": (None, None),
@@ -1464,11 +1739,13 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_fragments": (FragmentKey, Fragment),
     "wag_health": (HealthKey, Health),
     "wag_maglev": (U32, Maglev),
+    "wag_names": (NameKey, Name),
     "wag_nat": (Tuple, Nat),
     "wag_nat_counts": (U32, NatCount),
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
     "wag_overdue": (U32, U64),
+    "wag_patterns": (PatternKey, U32),
     "wag_policy": (PolicyKey, PolicyRun),
     "wag_policy_state": (U32, PolicyState),
     "wag_policy_steps": (U32, PolicyStep),
