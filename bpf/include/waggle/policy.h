@@ -138,7 +138,7 @@ struct {
 	__uint(max_entries, 131072);
 } wag_conns SEC(".maps");
 
-#define WAG_POLICY_ASK_NAMES 2 /* instead of whether it is allowed */
+#define WAG_POLICY_ASK_NAMES 4 /* besides enum wag_policy_flag: names may say something else */
 
 /* What names are asked, where no other rule has allowed a flow. */
 struct wag_name_query {
@@ -151,6 +151,8 @@ struct wag_name_query {
 	__u32 low;
 	__u32 high;
 	__u32 middle;
+	__u32 now;
+	__u32 verdict; /* without names */
 	__u32 pad;
 };
 
@@ -165,9 +167,12 @@ struct wag_policy_work {
 	struct wag_name_query query;
 	__u32 had;     /* pattern by which a flow that is judged again was allowed */
 	__u32 pattern; /* pattern by which it is now */
-	__u64 asker;              /* egress policies of the pod that a DNS answer is for */
+	__u64 asker;   /* egress policies of the pod that a DNS answer is for */
 	__u32 asker_ifindex;
 	__u32 pad;
+	/* by whom the packet would have been dropped that `audit` tells of */
+	__u64 audit_policy[2]; /* by direction, ingress first */
+	__u32 audit_rule[2];
 };
 
 /* Key 0. Programs alone, each for the time it runs, as wag_scratch. */
@@ -266,63 +271,120 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
-/* What one set says of a peer and a port. NULL, which denies: the tables are broken. */
-WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __u32 place)
-{
-	struct wag_policy_key key = { .set = set, .peer = class };
-	struct wag_policy_run *run;
-
-	run = bpf_map_lookup_elem(&wag_policy, &key);
-	if (!run) {
-		key.peer = WAG_CLASS_ANY;
-		run = bpf_map_lookup_elem(&wag_policy, &key);
-	}
-	return run && run->count ? wag_policy_find(run, place) : NULL;
-}
-
 /*
- * Has wag_names_decide asked about names, where no rule has allowed it so far; or where it is allowed, and audited policies
- * would not.
+ * No rule of the set has allowed it so far, but names may; or it is allowed, and names may say that audited policies would allow
+ * it too. Notes what wag_names_decide needs.
  */
 WAG_INLINE int wag_names_ask(__u64 set, const struct wag_policy_step *step, __u32 place)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 
 	if (!work)
-		return 0;
+		return step->verdict;
 	work->query.set = set;
 	work->query.peer = WAG_NAME_CLASS | (step->verdict & WAG_POLICY_AUDIT ? WAG_NAME_STRICT : 0);
 	work->query.place = place;
+	work->query.verdict = step->verdict;
 	work->query.admin = step->admin;
 	work->query.baseline = step->baseline;
-	return WAG_POLICY_ASK_NAMES;
+	return step->verdict | WAG_POLICY_ASK_NAMES;
 }
 
-/* Does the set allow it? The packet notes who denies it, or, if nobody does, the first who would. */
-static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+/* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
+static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
 {
-	struct wag_policy_step *step = wag_policy_look_up(set, class, place);
-	__u8 verdict = step ? step->verdict : 0;
+	struct wag_policy_key key = { .set = set, .peer = class };
+	struct wag_policy_step *step;
+	struct wag_policy_run *run;
 
 	if (!packet)
 		return 0;
-	if (!(verdict & WAG_POLICY_ALLOW) || (verdict & WAG_POLICY_AUDIT && !packet->audit)) {
-		packet->policy = set;
-		packet->rule = step ? step->rule : 0;
-		packet->direction = direction;
+	packet->policy = set;
+	packet->rule = 0;
+	run = bpf_map_lookup_elem(&wag_policy, &key);
+	if (!run) {
+		key.peer = WAG_CLASS_ANY;
+		run = bpf_map_lookup_elem(&wag_policy, &key);
 	}
-	if (verdict & WAG_POLICY_AUDIT)
-		packet->audit = 1;
-	if (direction == WAG_DIRECTION_EGRESS && set & WAG_POLICY_NAMED && step && verdict != WAG_POLICY_ALLOW)
+	if (!run || !run->count)
+		return 0;
+	step = wag_policy_find(run, place);
+	if (!step)
+		return 0;
+	packet->rule = step->rule;
+	if (set & WAG_POLICY_NAMED && step->verdict != WAG_POLICY_ALLOW)
 		return wag_names_ask(set, step, place);
-	return verdict & WAG_POLICY_ALLOW;
+	return step->verdict;
+}
+
+/* The set that was asked last allows it, and would not, were the audited policies enforced. */
+static __noinline int wag_policy_note(struct wag_packet *packet, __u32 direction)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
+
+	if (!packet || !work)
+		return 0;
+	work->audit_policy[index] = packet->policy;
+	work->audit_rule[index] = packet->rule;
+	packet->audit |= direction;
+	return 0;
+}
+
+/* In an event about the packet: which destination was judged, where it is not the one that the packet has. */
+WAG_INLINE void wag_policy_judged(struct wag_event *event, const struct wag_packet *packet)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work || (wag_addr_equal(&work->flow.dst, &packet->tuple.dst) && work->flow.dport == packet->tuple.dport))
+		return;
+	event->backend = work->flow.dst;
+	event->bport = work->flow.dport;
+}
+
+/* Counts and emits what audited policies of one direction would have dropped. */
+static __noinline int wag_report_audit(struct wag_packet *packet, __u32 direction)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
+	struct wag_event *event;
+
+	if (!packet || !work)
+		return 0;
+	wag_count_denial(work->audit_policy[index], work->audit_rule[index], direction, WAG_OUTCOME_AUDIT);
+	event = wag_event_start(WAG_EVENT_POLICY, bpf_ktime_get_ns());
+	if (!event)
+		return 0;
+	event->src = packet->tuple.src;
+	event->dst = packet->tuple.dst;
+	event->sport = packet->tuple.sport;
+	event->dport = packet->tuple.dport;
+	event->proto = packet->tuple.proto;
+	event->hook = packet->hook;
+	event->verdict = WAG_OUTCOME_AUDIT;
+	event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_POLICY_EGRESS : WAG_REASON_POLICY_INGRESS;
+	event->direction = direction;
+	event->policy = work->audit_policy[index];
+	event->rule = work->audit_rule[index];
+	wag_policy_judged(event, packet);
+	wag_event_submit(event);
+	return 0;
+}
+
+/* The packet passes: would it, were the audited policies enforced? Once for a flow, and again when policies have changed. */
+WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
+{
+	if (packet->audit & WAG_DIRECTION_EGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_EGRESS);
+	if (packet->audit & WAG_DIRECTION_INGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_INGRESS);
 }
 
 /*
  * Does the set of work->query accept names of a pattern before anything else was decided? As wag_policy_find, with its
  * bounds in memory: what the verifier does not follow, it need not tell apart.
  */
-WAG_INLINE bool wag_name_decides(struct wag_policy_work *work, __u32 pattern)
+WAG_INLINE bool wag_name_decides(struct wag_packet *packet, struct wag_policy_work *work, __u32 pattern)
 {
 	struct wag_name_query *query = &work->query;
 	struct wag_policy_step *step;
@@ -351,16 +413,17 @@ WAG_INLINE bool wag_name_decides(struct wag_policy_work *work, __u32 pattern)
 	    (step->admin >= query->admin && step->baseline >= query->baseline))
 		return false;
 	work->pattern = pattern;
+	packet->rule = step->rule;
 	return true;
 }
 
-/* Does a name that the destination has? A global function, so that it is verified once. */
+/* The same verdict, unless the destination has a name that decides. A global function, so that it is verified once. */
 __noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	struct wag_endpoint *from;
 	struct wag_name *name;
-	__u32 i, now;
+	__u32 i;
 
 	if (!packet || !flow || !work)
 		return 0;
@@ -369,18 +432,16 @@ __noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flo
 		return 0;
 	work->name.ifindex = from->ifindex;
 	work->name.addr = flow->dst;
-	packet->audit = 0;
-	if (work->had && wag_name_decides(work, work->had))
-		return 1;
+	if (work->had && wag_name_decides(packet, work, work->had))
+		return WAG_POLICY_ALLOW;
 	name = bpf_map_lookup_elem(&wag_names, &work->name);
-	now = wag_seconds();
+	work->query.now = wag_seconds();
 	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
-		if (name->pattern[i] && (__s32)(name->until[i] - now) >= 0 &&
-		    wag_name_decides(work, name->pattern[i]))
-			return 1;
+		if (name->pattern[i] && (__s32)(name->until[i] - work->query.now) >= 0 &&
+		    wag_name_decides(packet, work, name->pattern[i]))
+			return WAG_POLICY_ALLOW;
 	}
-	packet->audit = work->query.peer != WAG_NAME_CLASS;
-	return packet->audit; /* allowed, as it was */
+	return work->query.verdict;
 }
 
 /*
@@ -391,8 +452,7 @@ __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flo
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
-	__u64 class;
-	int allowed;
+	int verdict;
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
@@ -402,19 +462,22 @@ __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flo
 	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
-		class = wag_class_seen(packet, &flow->dst, to);
-		allowed = wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS);
-		if (allowed == WAG_POLICY_ASK_NAMES)
-			allowed = wag_names_decide(packet, flow);
-		if (!allowed)
+		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (verdict & WAG_POLICY_ASK_NAMES)
+			verdict = wag_names_decide(packet, flow);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_EGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_EGRESS);
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
 		if (to->ingress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, from);
-		class = wag_class_seen(packet, &flow->src, from);
-		if (!wag_policy_allows(packet, to->ingress_policy, class, place, WAG_DIRECTION_INGRESS))
+		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_INGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_INGRESS);
 	}
 	return WAG_REASON_NONE;
 }
@@ -534,6 +597,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		 */
 		set = packet->policy;
 		rule = packet->rule;
+		packet->audit = 0; /* of a direction that does not count */
 		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
@@ -578,21 +642,33 @@ static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_po
 }
 
 /*
+ * Is it an error that passes where the packet does that it is about? That one was sent by whoever is told now. Routers
+ * complain about what was sent to others; pods of this node, which are none, about what was sent to themselves.
+ */
+WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const struct wag_policy_work *work,
+				     const struct wag_tuple *to)
+{
+	if (!packet->complains || !wag_addr_equal(&work->inner.src, &to->dst))
+		return false;
+	return wag_addr_equal(&work->inner.dst, &packet->tuple.src) ||
+	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.src), WAG_ENDPOINT_POD);
+}
+
+/*
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
  */
 __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
+	int reason = WAG_REASON_NONE;
 	__u32 end;
-	int reason;
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_EGRESS;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
-	/* an error passes where the packet may that it is about, which its receiver has sent */
-	if (packet->complains && wag_addr_equal(&work->inner.src, &to->dst)) {
+	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
 		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
@@ -601,11 +677,18 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
-	reason = wag_conn_open(packet, &work->key) ? WAG_REASON_NONE : wag_policy_begin(packet, work, end);
-	if (!reason && work->flow.sport == bpf_htons(WAG_DNS_PORT))
+	packet->audit = 0;
+	if (!wag_conn_open(packet, &work->key))
+		reason = wag_policy_begin(packet, work, end);
+	if (reason)
+		return reason;
+	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
 		wag_policy_answer(packet, work, end);
-	return reason;
+	wag_policy_audits(packet);
+	return WAG_REASON_NONE;
 }
+
+#ifndef WAG_XDP
 
 /* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */
 static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_tuple *to)
@@ -614,45 +697,45 @@ static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_t
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_PENDING;
+	if (wag_addr_equal(&packet->tuple.src, &to->dst))
+		return WAG_REASON_NONE;
 	work->flow = packet->tuple;
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	return wag_policy_judge(packet, &work->flow);
 }
 
-WAG_INLINE bool wag_is_pending(const struct wag_endpoint *from, const struct wag_endpoint *to)
+#endif
+
+/* What of a packet's sender matters to policies, where it is a pod of this node. */
+WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_endpoint *from)
 {
-	return (wag_is_isolated(from) && from->egress_policy == WAG_POLICY_PENDING) ||
-	       (wag_is_isolated(to) && to->ingress_policy == WAG_POLICY_PENDING);
+	packet->isolated = wag_is_isolated(from);
+	packet->pending = packet->isolated && from->egress_policy == WAG_POLICY_PENDING;
 }
 
 /*
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
- * pass after looking at the two entries that say where they are. `from` and `dest`: the ends, NULL where they are elsewhere.
+ * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *from,
-				      const struct wag_endpoint *dest)
-{
-	enum wag_reason reason;
-
-	if (packet->admitted || (!wag_is_isolated(from) && !wag_is_isolated(dest)))
-		return WAG_REASON_NONE;
-	/* what an earlier pod with its address had, is not a new one's */
-	reason = wag_is_pending(from, dest) && !wag_addr_equal(&packet->tuple.src, &to->dst) ? wag_policy_pending(packet, to) :
-												 wag_policy_admit(packet, to);
-	packet->admitted = !reason;
-	return reason;
-}
-
-/* For whoever has not looked them up. */
-WAG_INLINE enum wag_reason wag_admits_to(struct wag_packet *packet, struct wag_tuple *to)
+WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
-#endif
-	if (packet->admitted)
+#else
+	bool isolated = wag_is_isolated(dest);
+	enum wag_reason reason;
+
+	if (packet->admitted || (!packet->isolated && !isolated))
 		return WAG_REASON_NONE;
-	return wag_admits(packet, to, wag_endpoint_find(&packet->tuple.src), wag_endpoint_find(&to->dst));
+	/* what an earlier pod with its address had, is not a new one's */
+	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
+		reason = wag_policy_pending(packet, to);
+	else
+		reason = wag_policy_admit(packet, to);
+	packet->admitted = !reason;
+	return reason;
+#endif
 }
 
 #endif

@@ -1064,12 +1064,12 @@ class Conn(NamedTuple):
         return cls.of(*_CONN.unpack(raw))
 
 
-NAME_QUERY_SIZE = 56
-_NAME_QUERY = Struct("=QQIHHQQIII4x")
+NAME_QUERY_SIZE = 64
+_NAME_QUERY = Struct("=QQIHHQQIIIII4x")
 
 
 class NameQuery(NamedTuple):
-    """struct wag_name_query: 56 bytes."""
+    """struct wag_name_query: 64 bytes."""
 
     set: int
     peer: int
@@ -1080,6 +1080,8 @@ class NameQuery(NamedTuple):
     low: int
     high: int
     middle: int
+    now: int
+    verdict: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -1092,6 +1094,8 @@ class NameQuery(NamedTuple):
             self.low,
             self.high,
             self.middle,
+            self.now,
+            self.verdict,
         )
 
     def pack(self) -> bytes:
@@ -1105,23 +1109,25 @@ class NameQuery(NamedTuple):
             self.low,
             self.high,
             self.middle,
+            self.now,
+            self.verdict,
         )
 
     @classmethod
     def of(cls, *v: Any) -> NameQuery:
-        return cls(v[0], v[1], v[2], v[3], v[4], PolicyKey.of(v[5], v[6]), v[7], v[8], v[9])
+        return cls(v[0], v[1], v[2], v[3], v[4], PolicyKey.of(v[5], v[6]), v[7], v[8], v[9], v[10], v[11])
 
     @classmethod
     def unpack(cls, raw: bytes) -> NameQuery:
         return cls.of(*_NAME_QUERY.unpack(raw))
 
 
-POLICY_WORK_SIZE = 288
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIII4xI4x16sQQIHHQQIII4xIIQI4x")
+POLICY_WORK_SIZE = 320
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIII4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 288 bytes."""
+    """struct wag_policy_work: 320 bytes."""
 
     flow: Tuple
     back: Tuple
@@ -1134,6 +1140,8 @@ class PolicyWork(NamedTuple):
     pattern: int
     asker: int
     asker_ifindex: int
+    audit_policy: bytes
+    audit_rule: bytes
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -1148,6 +1156,8 @@ class PolicyWork(NamedTuple):
             self.pattern,
             self.asker,
             self.asker_ifindex,
+            self.audit_policy,
+            self.audit_rule,
         )
 
     def pack(self) -> bytes:
@@ -1163,6 +1173,8 @@ class PolicyWork(NamedTuple):
             self.pattern,
             self.asker,
             self.asker_ifindex,
+            self.audit_policy,
+            self.audit_rule,
         )
 
     @classmethod
@@ -1174,11 +1186,13 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[15], v[16], v[17], v[18], v[19]),
             Conn.of(v[20], v[21], v[22], v[23]),
             NameKey.of(v[24], v[25]),
-            NameQuery.of(v[26], v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35]),
-            v[36],
-            v[37],
+            NameQuery.of(v[26], v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37]),
             v[38],
             v[39],
+            v[40],
+            v[41],
+            v[42],
+            v[43],
         )
 
     @classmethod
