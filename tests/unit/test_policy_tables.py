@@ -9,14 +9,14 @@ from policy_brute import look_up
 
 from waggle.model.meta import ObjectKey
 from waggle.model.objects import Node, Pod
-from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
+from waggle.model.policy_objects import AUDIT_ANNOTATION, ClusterNetworkPolicy, Namespace, NetworkPolicy
 from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.policy import PolicyPlanner
 from waggle.plan.policy_ids import PolicyIds
 from waggle.plan.policy_memory import entry_bytes, identity_tables
 from waggle.plan.policy_predicates import Predicates, hash64
 from waggle.plan.policy_ranges import BlockRanges
-from waggle.plan.policy_tables import ALLOW, ANY, DENY, END, NOBODY, OPEN, SELF, step_key
+from waggle.plan.policy_tables import ALLOW, ANY, AUDIT, DENY, END, NOBODY, OPEN, SELF, step_key
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
 KINDS = {"Pod": Pod, "Namespace": Namespace, "Node": Node}
@@ -246,11 +246,32 @@ def test_names_are_asked_at_the_place_of_their_rule():
     assert look_up(*asked)[0] == DENY
     assert look_up(*asked, frozenset(("a.org",)))[0] == ALLOW
     assert look_up(*asked, frozenset(("b.org",)))[0] == DENY
-    (table,) = made.tables.names.values()
-    assert table.patterns == {name: hash64(f"name:{name}") for name in ("a.org", "b.org")}
+    assert made.tables.patterns == {name: hash64(f"name:{name}") & 0xFFFFFFFF for name in ("a.org", "b.org")}
     made.set_cluster_policy(ObjectKey("", "c"), None)
     made.plan()
-    assert made.tables.names == {}
+    assert made.tables.patterns == {}
+
+
+def test_only_sets_with_names_have_odd_ids():
+    named = (
+        "{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Accept, to: [{domainNames: [a.b]}]}]}"
+    )
+    made = planner(policy(ONLY_DB), cluster_policy(named))
+    ((ingress, egress),) = made.tables.pods.values()
+    assert (ingress & 1, egress & 1) == (0, 1)
+
+
+def test_an_audited_policy_that_accepts_names_is_tried_as_it_would_be():
+    text = """{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [
+        {action: Accept, to: [{domainNames: [a.org]}]},
+        {action: Deny, to: [{networks: [0.0.0.0/0]}]}]}"""
+    audited = cluster_policy(text)
+    audited = msgspec.structs.replace(
+        audited, metadata=msgspec.structs.replace(audited.metadata, annotations={AUDIT_ANNOTATION: "true"})
+    )
+    asked = planner(audited).tables, EGRESS, "10.0.0.1", "203.0.113.1", "TCP", 80
+    assert look_up(*asked)[0] == ALLOW | AUDIT
+    assert look_up(*asked, frozenset(("a.org",)))[0] == ALLOW
 
 
 def test_rules_are_known_while_a_set_has_them():

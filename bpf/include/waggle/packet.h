@@ -53,6 +53,7 @@ struct wag_packet {
 	__u8 isolated;   /* its sender is a pod of this node that policies select */
 	__u8 pending;    /* its sender is a pod that nobody has told what it may send */
 	__u8 admitted;   /* by the policies of both ends */
+	__u8 answers;    /* a DNS answer, for a pod whose policies accept names; more in wag_policy_work */
 	__u8 audit;      /* it would not have been, were the audited policies enforced: bits of enum wag_direction */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */

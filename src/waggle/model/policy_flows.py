@@ -1,10 +1,10 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may have
-forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were opened, or
-keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked has still to say
-does not open it, only a packet that begins a connection does.
+nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may
+have forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were
+opened, or keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked
+has still to say does not open it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """

@@ -19,7 +19,7 @@ _SIZES = (16, 32, 64, 96, 128, 192, 256)  # of the kernel's allocator for BPF
 _HASH_HEAD = 48
 _TRIE_HEAD = 40
 _BUCKET = 16
-_STEP = 12
+_STEP = 16
 #: Labels that identities are usually kept free of, as they differ from pod to pod, or from one rollout to the next.
 _NO_IDENTITY = frozenset(("pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/pod-name"))
 
