@@ -21,10 +21,10 @@ from scapy.layers.inet import IP, TCP, UDP, fragment
 from scapy.layers.l2 import Ether
 
 from waggle.abi._generated import Conn, Counter, Name
+from waggle.abi.learned_names import Learned, learned
 from waggle.observe.counters import counters
 from waggle.plan.policy_tables import ALLOW, AUDIT, DENY, LAST, NAMED, OPEN, STRICT, Step
 from waggle.plan.policy_tables import ANY as EVERY_CLASS
-from waggle.reconcile.learned_names import Learned, learned
 from waggle.testing.machine import DROP, Machine
 from waggle.testing.policed import PolicedMachine, Sets
 
@@ -80,7 +80,7 @@ class Named(PolicedMachine):
 
     @property
     def learned(self) -> list[Learned]:
-        return list(learned(self.machine.maps["wag_names"], time.monotonic()))
+        return list(learned(self.machine.maps["wag_names"].dump(), time.monotonic()))
 
     def forget(self, *tables: str) -> None:
         for name in tables or ("wag_names", "wag_conns"):

@@ -19,7 +19,7 @@ PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root
 PATHS += ["cni_bin_dir", "cni_conf_dir"]
 OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
-NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_nat"]
+NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_policy_names", "max_nat"]
 
 
 def flag(name: str) -> str:

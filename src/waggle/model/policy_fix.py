@@ -125,7 +125,7 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
     selector = isolating[0].spec.pod_selector
     labels = {**selector.match_labels, **_lasting(pod.metadata.labels or {})}
     other = traffic.source if direction is INGRESS else traffic.destination
-    if direction is not INGRESS and world.names.get(other):
+    if direction is not INGRESS and world.called(other, traffic.source):
         return _allow_name(world, pod, other, traffic)
     peer = _peer(world, pod.metadata.namespace, other)
     ports = None
@@ -152,7 +152,7 @@ def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) ->
     """Addresses behind names come and go, and only a ClusterNetworkPolicy can speak of names."""
     around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
     subject = ClusterSubject(pods=NamespacedPods(around, LabelSelector(_lasting(pod.metadata.labels or {}))))
-    peer = ClusterPeer(domain_names=[world.names[address][0]])
+    peer = ClusterPeer(domain_names=[world.called(address, traffic.source)[0]])
     rule = ClusterEgressRule(Action.ACCEPT.value, [peer], _protocols(traffic))
     spec = ClusterNetworkPolicySpec("Admin", _NAME_PRIORITY, subject, [], [rule])
     policy = ClusterNetworkPolicy(ObjectMeta(name=f"{pod.metadata.namespace}-names"), spec)
@@ -254,10 +254,10 @@ def _with_rule(
         peer = ClusterPeer(pods=NamespacedPods(around, LabelSelector(_lasting(pod.metadata.labels or {}))))
     elif direction is INGRESS:
         return None  # rules of ingress can name pods alone
-    elif world.names.get(address):
+    elif called := world.called(address, traffic.source):
         if action is not Action.ACCEPT:
             return None  # names are for Accept alone
-        peer = ClusterPeer(domain_names=[world.names[address][0]])
+        peer = ClusterPeer(domain_names=[called[0]])
     else:
         peer = ClusterPeer(networks=[_block(address)])
     protocols = _protocols(traffic)
