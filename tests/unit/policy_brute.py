@@ -531,7 +531,13 @@ def histories(draw, *, one_at_a_time: bool = False) -> list[World]:
     }
     for _ in range(draw(st.integers(1, 3))):
         world = found[-1]
-        for kind in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=1 if one_at_a_time else 3)):
+        for kind in draw(
+            st.lists(
+                st.sampled_from([*sorted(kinds), "policies", "policies"]),
+                min_size=1,
+                max_size=1 if one_at_a_time else 3,
+            )
+        ):
             objects = dict(getattr(world, kind))
             goes = bool(objects) and draw(st.booleans())
             if goes:

@@ -85,6 +85,22 @@ def test_a_pod_nobody_knows_has_no_sets():
     assert delta.pods == {"10.0.0.9": (OPEN, OPEN)}
 
 
+def test_what_is_no_address_or_no_port_of_a_pod_is_passed_over():
+    made = planner(policy("{podSelector: {}, ingress: [{ports: [{port: http}]}]}"))
+    odd = msgspec.convert(
+        {
+            "metadata": {"name": "odd", "namespace": "a"},
+            "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 70000}]}]},
+            "status": {"podIPs": [{"ip": "pending"}, {"ip": "10.0.0.9"}]},
+        },
+        Pod,
+    )
+    made.attach("10.0.0.9", odd.key)
+    made.set_pod(odd.key, odd)
+    made.plan()
+    assert look_up(made.tables, INGRESS, "10.0.0.9", "10.0.0.2", "TCP", 70000 & 0xFFFF)[0] == DENY
+
+
 def test_policies_of_other_pods_make_nothing():
     elsewhere = policy("{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}")
     assert planner(elsewhere).tables.sets == {}
@@ -154,6 +170,18 @@ def test_a_block_of_a_whole_family_needs_no_entry_for_each_class():
     assert may(made, EGRESS, "203.0.113.1")
     assert may(made, EGRESS, "10.0.0.2")
     assert not may(made, EGRESS, "2001:db8::1")
+
+
+def test_a_rule_for_all_pods_needs_no_entry_for_each_class():
+    everybody = policy("{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}", "q")
+    made = planner(policy(ONLY_DB.replace("ingress", "policyTypes: [Egress], egress").replace("from", "to")), everybody)
+    ingress, egress = made.tables.pods["10.0.0.1"]
+    assert made.tables.classes["10.0.0.2"] != made.tables.classes["10.0.1.1"]
+    assert set(made.tables.sets[ingress]) == {ANY, NOBODY, SELF}
+    assert len(made.tables.sets[egress]) == 3
+    assert may(made, INGRESS, "10.0.0.2")
+    assert may(made, INGRESS, "10.0.1.1")
+    assert not may(made, INGRESS, "203.0.113.1")
 
 
 def test_ipv6_of_any_address_means_no_ipv4_address():

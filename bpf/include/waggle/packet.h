@@ -338,6 +338,12 @@ WAG_INLINE bool wag_is_established(const struct wag_packet *packet)
 	       (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN;
 }
 
+/* Does it say itself that a connection begins? */
+WAG_INLINE bool wag_begins(const struct wag_packet *packet)
+{
+	return (packet->tuple.proto == IPPROTO_TCP || packet->tuple.proto == IPPROTO_SCTP) && !wag_is_established(packet);
+}
+
 /*
  * Is a packet that no flow of ours has for the stack, because conntrack may know better? Not until waggle has taken over
  * what another proxy began. One that begins a TCP connection is ours.

@@ -122,14 +122,16 @@ struct {
 struct wag_conn {
 	__u64 seen_ns;  /* CLOCK_MONOTONIC, coarse to one second */
 	__u32 revision; /* that it was judged by */
-	__u32 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 may;      /* which of them still may, by that revision; none: the flow is cut */
 	__u32 pattern;  /* of the name that it was allowed by; 0: by none. As long as policies accept that, however old */
 	__u32 pad;
 };
 
 /*
  * Key: flow of an isolated pod, with the smaller end as source. Programs write and evict (LRU): what is evicted is judged
- * again, and begins anew by the next packet that policies allow.
+ * again, and begins anew by the next packet that policies allow. Flows that are cut stay: what the other end has still to say
+ * does not open them.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -536,30 +538,26 @@ WAG_INLINE void wag_conn_review(struct wag_packet *packet, struct wag_tuple *key
 		return;
 	work->had = conn->pattern;
 	work->pattern = 0;
-	conn->opened = wag_conn_judge(packet, key, conn->opened);
+	conn->may = wag_conn_judge(packet, key, conn->opened);
 	conn->pattern = work->pattern;
 	work->had = 0;
 }
 
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
-/* Is this flow known, and open? */
-static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple *key)
+/* The flow, if it is known; judged by the policies of now. */
+static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_tuple *key)
 {
 	struct wag_policy_state *state;
 	struct wag_conn *conn;
 	__u32 zero = 0;
-	__u64 now;
 
 	if (!packet || !key)
-		return 0;
+		return NULL;
 	conn = bpf_map_lookup_elem(&wag_conns, key);
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	if (!conn || !state)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (!wag_conn_lives(conn, key->proto, now))
-		return 0;
+	if (!conn || !state || !wag_conn_lives(conn, key->proto, bpf_ktime_get_ns()))
+		return NULL;
 	if (conn->revision != state->revision) {
 		__u32 revision = state->revision;
 
@@ -568,11 +566,32 @@ static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple 
 			wag_conn_review(packet, key, conn);
 		conn->revision = revision;
 	}
-	if (!conn->opened)
-		return 0;
+	return conn;
+}
+
+/* Is it open? Packets of one that is cut do not make it live longer. */
+WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
+{
+	__u64 now;
+
+	if (!conn || !conn->may)
+		return false;
+	now = bpf_ktime_get_ns();
 	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
 		conn->seen_ns = now;
-	return 1;
+	return true;
+}
+
+/*
+ * A flow that was cut: what is denied is what opened it. A reply that is on its way must not begin it anew, nor may the end
+ * that was asked go on with what it had begun to send.
+ */
+WAG_INLINE int wag_policy_judge_as(struct wag_packet *packet, struct wag_policy_work *work, __u32 opened)
+{
+	if (opened == 1)
+		return wag_policy_judge(packet, &work->key);
+	wag_tuple_reverse(&work->back, &work->key);
+	return wag_policy_judge(packet, &work->back);
 }
 
 /* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
@@ -611,7 +630,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	if (reason)
 		return reason;
 	work->conn.seen_ns = bpf_ktime_get_ns();
-	work->conn.opened = end;
+	work->conn.opened = work->conn.may = end;
 	work->conn.pattern = work->pattern;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
@@ -679,6 +698,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	int reason = WAG_REASON_NONE;
+	struct wag_conn *conn;
 	__u32 end;
 
 	if (!packet || !to || !work)
@@ -687,7 +707,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
+		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;
@@ -695,7 +715,10 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	if (!wag_conn_open(packet, &work->key))
+	conn = wag_conn_find(packet, &work->key);
+	if (conn && !conn->may && !wag_begins(packet))
+		reason = wag_policy_judge_as(packet, work, conn->opened);
+	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(packet, work, end);
 	if (reason)
 		return reason;

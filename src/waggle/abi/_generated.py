@@ -1033,7 +1033,7 @@ class PolicyState(NamedTuple):
 
 
 CONN_SIZE = 24
-_CONN = Struct("=QIII4x")
+_CONN = Struct("=QIHHI4x")
 
 
 class Conn(NamedTuple):
@@ -1042,6 +1042,7 @@ class Conn(NamedTuple):
     seen_ns: int
     revision: int
     opened: int
+    may: int
     pattern: int
 
     def values(self) -> tuple[Any, ...]:
@@ -1049,15 +1050,16 @@ class Conn(NamedTuple):
             self.seen_ns,
             self.revision,
             self.opened,
+            self.may,
             self.pattern,
         )
 
     def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.pattern)
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may, self.pattern)
 
     @classmethod
     def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2], v[3])
+        return cls(v[0], v[1], v[2], v[3], v[4])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Conn:
@@ -1123,7 +1125,7 @@ class NameQuery(NamedTuple):
 
 
 POLICY_WORK_SIZE = 320
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIII4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
 
 
 class PolicyWork(NamedTuple):
@@ -1184,15 +1186,15 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[5], v[6], v[7], v[8], v[9]),
             Tuple.of(v[10], v[11], v[12], v[13], v[14]),
             Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22], v[23]),
-            NameKey.of(v[24], v[25]),
-            NameQuery.of(v[26], v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37]),
-            v[38],
+            Conn.of(v[20], v[21], v[22], v[23], v[24]),
+            NameKey.of(v[25], v[26]),
+            NameQuery.of(v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38]),
             v[39],
             v[40],
             v[41],
             v[42],
             v[43],
+            v[44],
         )
 
     @classmethod

@@ -55,9 +55,9 @@ KnownAnswers = dict[Hashable, dict[Hashable, Steps]]
 class PolicySet:
     """`policies`: those of a pod in one direction that say something, in the order in which they are asked.
 
-    `default` is for every class without an entry: what is true of an address that the set's rules do not mean, except
-    that blocks of a whole family count as held; else rules for 0.0.0.0/0 would need an entry for every class there
-    is.
+    `default` is for every class without an entry: what an address gets of which nothing is true that the set asks,
+    except what is broad (all pods, all addresses of a family). Else a rule for all pods would need an entry for each
+    class of pods.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PolicySet:
             if isinstance(term, Block | NodeTerm)
         )
         self._egress = direction is Direction.EGRESS
-        self.base: Held = frozenset(term for term in self.terms if isinstance(term, Block) and term.is_family)
+        self.base: Held = frozenset(term for term in self.terms if term.broad)
         self._answers: dict[Held, Steps] = {}
         self._own_answers: dict[Held, Steps] = {}
         self.default = self.answer(self.base)
