@@ -128,6 +128,7 @@ max-services: 16
 max-backends: 32
 max-nat: 64
 max-policy-flows: 1000
+max-policy-names: 2000
 policy-established: keep
 nat-tcp-timeout: 3600
 nat-udp-timeout: 60
