@@ -441,7 +441,8 @@ __noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flo
 	name = bpf_map_lookup_elem(&wag_names, &work->name);
 	work->query.now = wag_seconds();
 	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
-		if (name->pattern[i] && (__s32)(name->until[i] - work->query.now) >= 0 &&
+		/* of a flow that lives by a name, every one counts that was learned */
+		if (name->pattern[i] && (work->had || (__s32)(name->until[i] - work->query.now) >= 0) &&
 		    wag_name_decides(packet, work, name->pattern[i]))
 			return WAG_POLICY_ALLOW;
 	}
@@ -678,6 +679,22 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 
 #define WAG_DNS_PORT 53
 
+/*
+ * A flow that the server has opened, with an answer to something of long ago, say, is the pod's too from the moment it asks.
+ * `end`: the pod.
+ */
+static __noinline int wag_policy_question(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_conn *conn;
+
+	if (!packet || !work)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
+	if (conn && !(conn->opened & end) && !wag_policy_judge(packet, &work->flow))
+		conn->opened |= end;
+	return 0;
+}
+
 /* Is it an answer to what a pod has asked, whose policies accept names? Then wag_finish will read it. `end`: its source. */
 static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
 {
@@ -748,6 +765,8 @@ __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct 
 		return reason;
 	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
 		wag_policy_answer(packet, work, end);
+	else if (work->flow.dport == bpf_htons(WAG_DNS_PORT))
+		wag_policy_question(packet, work, end);
 	wag_policy_audits(packet);
 	return WAG_REASON_NONE;
 }
