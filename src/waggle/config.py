@@ -189,7 +189,7 @@ class AgentConfig:
     max_policy_flows: int = _setting(
         65536,
         "How many flows of pods with policies are remembered (about 120 bytes each, taken at the start). More flows "
-        "work too: one that was forgotten is judged again by its next packet.",
+        "work as well; one that was forgotten is judged again by its next packet.",
     )
     drift_check: int = _setting(
         60, "Seconds between two checks that the maps hold what they should; what does not is repaired. 0: no checks."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -672,7 +673,7 @@ def test_a_flow_without_a_service_as_a_line(waggle, agent: StandInAgent):
 POLICY = DROP | {
     "kind": "policy",
     "verdict": "dropped",
-    "reason": "policy",
+    "reason": "policy_ingress",
     "direction": "ingress",
     "rule": {"object": "NetworkPolicy t/web", "direction": "ingress", "index": 2, "file": "web.yaml", "line": 12},
     "policies": [],
@@ -682,12 +683,18 @@ POLICY = DROP | {
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, "DROPPED   TCP {ends}: ingress rule 2 of NetworkPolicy t/web (web.yaml:12) [policy] at pod_egress"),
+        (
+            {},
+            "DROPPED   TCP {ends}: ingress rule 2 of NetworkPolicy t/web (web.yaml:12) [policy_ingress] at pod_egress",
+        ),
         (
             {"rule": None, "policies": ["NetworkPolicy t/a", "NetworkPolicy t/b"]},
-            "no ingress rule allows it: isolated by NetworkPolicy t/a, NetworkPolicy t/b [policy] at pod_egress",
+            "no ingress rule allows it: isolated by NetworkPolicy t/a, NetworkPolicy t/b [policy_ingress] at",
         ),
-        ({"verdict": "audit", "rule": None}, "AUDIT     TCP {ends}: no ingress rule allows it: isolated [policy] at"),
+        (
+            {"verdict": "audit", "rule": None},
+            "AUDIT     TCP {ends}: no ingress rule allows it: isolated [policy_ingress] at",
+        ),
         ({"suppressed": 7}, "at pod_egress #9f3a-17  (7 more before it were left out)"),
     ],
 )
@@ -724,7 +731,7 @@ def test_questions_reach_the_agent(waggle, agent: StandInAgent):
             "verdict": ["drop"],
             "port": ["53"],
             "proto": ["udp"],
-            "reason": ["policy"],
+            "reason": ["policy_ingress"],
         }
     )
     assert how == {"since": 5400.0, "last": 5, "follow": False}
@@ -772,6 +779,15 @@ def test_flows_with_names_that_want_to_be_more_than_names(waggle, agent: StandIn
     assert (ran.code, ran.out.count("\n")) == (0, 1)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("flows", "--limit", "1", "-o", "json").out)["service"] == name
+
+
+def test_who_hangs_up_is_forgotten_though_nothing_happens(agent: StandInAgent):
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(agent.config.api_socket))
+        reader.sendall(b"GET /events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        assert agent.listening.wait(10) and not agent.left.is_set()
+    assert agent.left.wait(10)
 
 
 def test_flows_end_with_the_agent_which_does_not_wait_for_them(waggle, running: Running):

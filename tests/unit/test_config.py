@@ -127,6 +127,8 @@ flow-log-size: 1000000
 max-services: 16
 max-backends: 32
 max-nat: 64
+max-policy-flows: 1000
+policy-established: keep
 nat-tcp-timeout: 3600
 nat-udp-timeout: 60
 drift-check: 5
@@ -144,8 +146,6 @@ def test_the_file_says_the_same_as_the_flags(written):
         "bpf_root": Path("/a"),
         "masquerade": False,
         "max_nat": 99,
-        "max_policy_flows": 4096,
-        "policy_established": "keep",
         "node_name": "a",
     }
     assert written("pod-cidr: 10.244.1.0/24\nbpf-root: /a\nmasquerade: no\nmax-nat: 99\nnode-name: a") == load_config(

@@ -86,7 +86,7 @@ ALL = {"DIRECT": DIRECT, "ASKED": ASKED, "OUT": OUT, "PROBE": PROBE, "LOOKUP": L
         ({"proto": ["UDP"]}, "LOOKUP"),
         ({"proto": ["6", "udp"]}, "DIRECT ASKED OUT PROBE LOOKUP REFUSED"),
         ({"proto": ["icmp"]}, ""),
-        ({"reason": ["no_backend", "policy"]}, "REFUSED"),
+        ({"reason": ["no_backend", "policy_egress"]}, "REFUSED"),
         ({"from": ["shop/"], "port": ["443"]}, "OUT"),
         ({"from": ["shop/"], "proto": ["udp"]}, ""),
     ],

@@ -180,7 +180,8 @@ static __noinline int wag_icmp_turn(wag_ctx *ctx, struct wag_packet *packet, str
 	packet->translated = 1;
 	if (wag_is_routed(packet))
 		return WAG_PASS;
-	return wag_route(ctx, packet, &packet->tuple);
+	/* the flow is one that policies allowed */
+	return wag_way(ctx, packet, &packet->tuple, wag_endpoint_find(&packet->tuple.dst));
 }
 
 /*
@@ -194,7 +195,7 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 
 	if (!packet || !scratch || wag_is_marked(ctx) || !wag_icmp_find(ctx, packet, scratch))
 		return WAG_NEXT;
-	reason = wag_admits_to(packet, &scratch->to);
+	reason = wag_admits(packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
 	return reason ? wag_drop(packet, reason) : wag_icmp_turn(ctx, packet, scratch);
 }
 

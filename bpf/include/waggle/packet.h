@@ -50,17 +50,18 @@ struct wag_packet {
 	__u8 translated; /* by wag_nat: hooks further on leave it alone */
 	__u8 queued;     /* WAG_TO_POD: not past the queue of the pod's interface */
 	__u8 complains;  /* an ICMP error about the packet in wag_policy_work */
+	__u8 isolated;   /* its sender is a pod of this node that policies select */
+	__u8 pending;    /* its sender is a pod that nobody has told what it may send */
 	__u8 admitted;   /* by the policies of both ends */
-	__u8 audit;      /* it would not have been, were the audited policies enforced */
+	__u8 audit;      /* it would not have been, were the audited policies enforced: bits of enum wag_direction */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */
 	__u8 answer;    /* enum wag_answer, when the verdict is WAG_REJECT */
 	__u16 mtu;      /* WAG_ANSWER_TOO_BIG: the largest IP packet that would have fitted */
-	__u8 direction; /* whose policies decided last: enum wag_direction, with `rule` and `policy` as in struct wag_event */
-	__u32 rule;
-	__u64 policy;   /* 0: none did */
 	__be32 fragment_id; /* what the fragments of one packet share */
 	__u32 out_ifindex;
+	__u32 rule;   /* of policy.h: who decided last, in which set */
+	__u64 policy;
 	/* WAG_TO_WIRE: next hop, as bpf_redirect_neigh wants it */
 	struct bpf_redir_neigh next_hop;
 };
@@ -334,6 +335,12 @@ WAG_INLINE bool wag_is_established(const struct wag_packet *packet)
 		return !packet->begins;
 	return packet->tuple.proto == IPPROTO_TCP &&
 	       (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN;
+}
+
+/* Does it say itself that a connection begins? */
+WAG_INLINE bool wag_begins(const struct wag_packet *packet)
+{
+	return (packet->tuple.proto == IPPROTO_TCP || packet->tuple.proto == IPPROTO_SCTP) && !wag_is_established(packet);
 }
 
 /*

@@ -114,12 +114,14 @@ struct {
 struct wag_conn {
 	__u64 seen_ns;  /* CLOCK_MONOTONIC, coarse to one second */
 	__u32 revision; /* that it was judged by */
-	__u32 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 may;      /* which of them still may, by that revision; none: the flow is cut */
 };
 
 /*
  * Key: flow of an isolated pod, with the smaller end as source. Programs write and evict (LRU): what is evicted is judged
- * again, and begins anew by the next packet that policies allow.
+ * again, and begins anew by the next packet that policies allow. Flows that are cut stay: what the other end has still to say
+ * does not open them.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -135,6 +137,9 @@ struct wag_policy_work {
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
 	struct wag_conn conn;
+	/* by whom the packet would have been dropped that `audit` tells of */
+	__u64 audit_policy[2]; /* by direction, ingress first */
+	__u32 audit_rule[2];
 };
 
 /* Key 0. Programs alone, each for the time it runs, as wag_scratch. */
@@ -233,36 +238,92 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
-/* What one set says of a peer and a port. NULL, which denies: the tables are broken. */
-WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __u32 place)
+/* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
+static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
 {
 	struct wag_policy_key key = { .set = set, .peer = class };
+	struct wag_policy_step *step;
 	struct wag_policy_run *run;
 
+	if (!packet)
+		return 0;
+	packet->policy = set;
+	packet->rule = 0;
 	run = bpf_map_lookup_elem(&wag_policy, &key);
 	if (!run) {
 		key.peer = WAG_CLASS_ANY;
 		run = bpf_map_lookup_elem(&wag_policy, &key);
 	}
-	return run && run->count ? wag_policy_find(run, place) : NULL;
+	if (!run || !run->count)
+		return 0;
+	step = wag_policy_find(run, place);
+	if (!step)
+		return 0;
+	packet->rule = step->rule;
+	return step->verdict;
 }
 
-/* Does the set allow it? The packet notes who denies it, or, if nobody does, the first who would. */
-static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+/* The set that was asked last allows it, and would not, were the audited policies enforced. */
+static __noinline int wag_policy_note(struct wag_packet *packet, __u32 direction)
 {
-	struct wag_policy_step *step = wag_policy_look_up(set, class, place);
-	__u8 verdict = step ? step->verdict : 0;
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
 
-	if (!packet)
+	if (!packet || !work)
 		return 0;
-	if (!(verdict & WAG_POLICY_ALLOW) || (verdict & WAG_POLICY_AUDIT && !packet->audit)) {
-		packet->policy = set;
-		packet->rule = step ? step->rule : 0;
-		packet->direction = direction;
-	}
-	if (verdict & WAG_POLICY_AUDIT)
-		packet->audit = 1;
-	return verdict & WAG_POLICY_ALLOW;
+	work->audit_policy[index] = packet->policy;
+	work->audit_rule[index] = packet->rule;
+	packet->audit |= direction;
+	return 0;
+}
+
+/* In an event about the packet: which destination was judged, where it is not the one that the packet has. */
+WAG_INLINE void wag_policy_judged(struct wag_event *event, const struct wag_packet *packet)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work || (wag_addr_equal(&work->flow.dst, &packet->tuple.dst) && work->flow.dport == packet->tuple.dport))
+		return;
+	event->backend = work->flow.dst;
+	event->bport = work->flow.dport;
+}
+
+/* Counts and emits what audited policies of one direction would have dropped. */
+static __noinline int wag_report_audit(struct wag_packet *packet, __u32 direction)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
+	struct wag_event *event;
+
+	if (!packet || !work)
+		return 0;
+	wag_count_denial(work->audit_policy[index], work->audit_rule[index], direction, WAG_OUTCOME_AUDIT);
+	event = wag_event_start(WAG_EVENT_POLICY, bpf_ktime_get_ns());
+	if (!event)
+		return 0;
+	event->src = packet->tuple.src;
+	event->dst = packet->tuple.dst;
+	event->sport = packet->tuple.sport;
+	event->dport = packet->tuple.dport;
+	event->proto = packet->tuple.proto;
+	event->hook = packet->hook;
+	event->verdict = WAG_OUTCOME_AUDIT;
+	event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_POLICY_EGRESS : WAG_REASON_POLICY_INGRESS;
+	event->direction = direction;
+	event->policy = work->audit_policy[index];
+	event->rule = work->audit_rule[index];
+	wag_policy_judged(event, packet);
+	wag_event_submit(event);
+	return 0;
+}
+
+/* The packet passes: would it, were the audited policies enforced? Once for a flow, and again when policies have changed. */
+WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
+{
+	if (packet->audit & WAG_DIRECTION_EGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_EGRESS);
+	if (packet->audit & WAG_DIRECTION_INGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_INGRESS);
 }
 
 /*
@@ -273,7 +334,7 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
-	__u64 class;
+	int verdict;
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
@@ -283,16 +344,20 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
-		class = wag_class_seen(packet, &flow->dst, to);
-		if (!wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS))
+		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_EGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_EGRESS);
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
 		if (to->ingress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, from);
-		class = wag_class_seen(packet, &flow->src, from);
-		if (!wag_policy_allows(packet, to->ingress_policy, class, place, WAG_DIRECTION_INGRESS))
+		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_INGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_INGRESS);
 	}
 	return WAG_REASON_NONE;
 }
@@ -343,36 +408,53 @@ static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tup
 
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
-/* Is this flow known, and open? */
-static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple *key)
+/* The flow, if it is known; judged by the policies of now. */
+static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_tuple *key)
 {
 	struct wag_policy_state *state;
 	struct wag_conn *conn;
 	__u32 zero = 0;
-	__u64 now;
 
 	if (!packet || !key)
-		return 0;
+		return NULL;
 	conn = bpf_map_lookup_elem(&wag_conns, key);
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	if (!conn || !state)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (!wag_conn_lives(conn, key->proto, now))
-		return 0;
+	if (!conn || !state || !wag_conn_lives(conn, key->proto, bpf_ktime_get_ns()))
+		return NULL;
 	if (conn->revision != state->revision) {
 		__u32 revision = state->revision;
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
-			conn->opened = wag_conn_judge(packet, key, conn->opened);
+			conn->may = wag_conn_judge(packet, key, conn->opened);
 		conn->revision = revision;
 	}
-	if (!conn->opened)
-		return 0;
+	return conn;
+}
+
+/* Is it open? Packets of one that is cut do not make it live longer. */
+WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
+{
+	__u64 now;
+
+	if (!conn || !conn->may)
+		return false;
+	now = bpf_ktime_get_ns();
 	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
 		conn->seen_ns = now;
-	return 1;
+	return true;
+}
+
+/*
+ * A flow that was cut: what is denied is what opened it. A reply that is on its way must not begin it anew, nor may the end
+ * that was asked go on with what it had begun to send.
+ */
+WAG_INLINE int wag_policy_judge_as(struct wag_packet *packet, struct wag_policy_work *work, __u32 opened)
+{
+	if (opened == 1)
+		return wag_policy_judge(packet, &work->key);
+	wag_tuple_reverse(&work->back, &work->key);
+	return wag_policy_judge(packet, &work->back);
 }
 
 /* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
@@ -380,7 +462,6 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 {
 	struct wag_policy_state *state;
 	__u32 zero = 0;
-	__u8 direction;
 	__u32 rule;
 	__u64 set;
 	int reason;
@@ -398,7 +479,6 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		 */
 		set = packet->policy;
 		rule = packet->rule;
-		direction = packet->direction;
 		packet->audit = 0; /* of a direction that does not count */
 		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
@@ -407,13 +487,12 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		} else {
 			packet->policy = set;
 			packet->rule = rule;
-			packet->direction = direction;
 		}
 	}
 	if (reason)
 		return reason;
 	work->conn.seen_ns = bpf_ktime_get_ns();
-	work->conn.opened = end;
+	work->conn.opened = work->conn.may = end;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
 }
@@ -438,6 +517,8 @@ WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const stru
 __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
+	int reason = WAG_REASON_NONE;
+	struct wag_conn *conn;
 	__u32 end;
 
 	if (!packet || !to || !work)
@@ -446,17 +527,26 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
+		conn = wag_conn_find(packet, &work->key);
+		if (conn ? wag_conn_open(conn) : wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
-	if (wag_conn_open(packet, &work->key))
-		return WAG_REASON_NONE;
-	return wag_policy_begin(packet, work, end);
+	packet->audit = 0;
+	conn = wag_conn_find(packet, &work->key);
+	if (conn && !conn->may && !wag_begins(packet))
+		reason = wag_policy_judge_as(packet, work, conn->opened);
+	else if (!wag_conn_open(conn))
+		reason = wag_policy_begin(packet, work, end);
+	if (!reason)
+		wag_policy_audits(packet);
+	return reason;
 }
+
+#ifndef WAG_XDP
 
 /* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */
 static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_tuple *to)
@@ -465,45 +555,45 @@ static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_t
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_PENDING;
+	if (wag_addr_equal(&packet->tuple.src, &to->dst))
+		return WAG_REASON_NONE;
 	work->flow = packet->tuple;
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	return wag_policy_judge(packet, &work->flow);
 }
 
-WAG_INLINE bool wag_is_pending(const struct wag_endpoint *from, const struct wag_endpoint *to)
+#endif
+
+/* What of a packet's sender matters to policies, where it is a pod of this node. */
+WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_endpoint *from)
 {
-	return (wag_is_isolated(from) && from->egress_policy == WAG_POLICY_PENDING) ||
-	       (wag_is_isolated(to) && to->ingress_policy == WAG_POLICY_PENDING);
+	packet->isolated = wag_is_isolated(from);
+	packet->pending = packet->isolated && from->egress_policy == WAG_POLICY_PENDING;
 }
 
 /*
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
- * pass after looking at the two entries that say where they are. `from` and `dest`: the ends, NULL where they are elsewhere.
+ * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *from,
-				      const struct wag_endpoint *dest)
-{
-	enum wag_reason reason;
-
-	if (packet->admitted || (!wag_is_isolated(from) && !wag_is_isolated(dest)))
-		return WAG_REASON_NONE;
-	/* what an earlier pod with its address had, is not a new one's */
-	reason = wag_is_pending(from, dest) && !wag_addr_equal(&packet->tuple.src, &to->dst) ? wag_policy_pending(packet, to) :
-												 wag_policy_admit(packet, to);
-	packet->admitted = !reason;
-	return reason;
-}
-
-/* For whoever has not looked them up. */
-WAG_INLINE enum wag_reason wag_admits_to(struct wag_packet *packet, struct wag_tuple *to)
+WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
-#endif
-	if (packet->admitted)
+#else
+	bool isolated = wag_is_isolated(dest);
+	enum wag_reason reason;
+
+	if (packet->admitted || (!packet->isolated && !isolated))
 		return WAG_REASON_NONE;
-	return wag_admits(packet, to, wag_endpoint_find(&packet->tuple.src), wag_endpoint_find(&to->dst));
+	/* what an earlier pod with its address had, is not a new one's */
+	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
+		reason = wag_policy_pending(packet, to);
+	else
+		reason = wag_policy_admit(packet, to);
+	packet->admitted = !reason;
+	return reason;
+#endif
 }
 
 #endif

@@ -672,6 +672,358 @@ class Fragment(NamedTuple):
         return cls.of(*_FRAGMENT.unpack(raw))
 
 
+TUPLE_SIZE = 40
+_TUPLE = Struct("=16s16sHHB3x")
+
+
+class Tuple(NamedTuple):
+    """struct wag_tuple: 40 bytes."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.src,
+            self.dst,
+            _swap16(self.sport),
+            _swap16(self.dport),
+            self.proto,
+        )
+
+    def pack(self) -> bytes:
+        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
+
+    @classmethod
+    def of(cls, *v: Any) -> Tuple:
+        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Tuple:
+        return cls.of(*_TUPLE.unpack(raw))
+
+
+NAT_SIZE = 64
+_NAT = Struct("=16s16sHHB3xIIQQ")
+
+
+class Nat(NamedTuple):
+    """struct wag_nat: 64 bytes."""
+
+    to: Tuple
+    revision: int
+    flags: int
+    seen_ns: int
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.to.values(),
+            self.revision,
+            self.flags,
+            self.seen_ns,
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> Nat:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Nat:
+        return cls.of(*_NAT.unpack(raw))
+
+
+NAT_YOUNG_SIZE = 48
+_NAT_YOUNG = Struct("=16s16sHHB3xQ")
+
+
+class NatYoung(NamedTuple):
+    """struct wag_nat_young: 48 bytes."""
+
+    key: Tuple
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.key.values(),
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_YOUNG.pack(*self.key.values(), self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatYoung:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatYoung:
+        return cls.of(*_NAT_YOUNG.unpack(raw))
+
+
+NAT_COUNT_SIZE = 16
+_NAT_COUNT = Struct("=QQ")
+
+
+class NatCount(NamedTuple):
+    """struct wag_nat_count: 16 bytes."""
+
+    begun: int
+    displaced: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.begun,
+            self.displaced,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT_COUNT.pack(self.begun, self.displaced)
+
+    @classmethod
+    def of(cls, *v: Any) -> NatCount:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NatCount:
+        return cls.of(*_NAT_COUNT.unpack(raw))
+
+
+CLASS_RANGE_KEY_SIZE = 20
+_CLASS_RANGE_KEY = Struct("=I16s")
+
+
+class ClassRangeKey(NamedTuple):
+    """struct wag_class_range_key: 20 bytes."""
+
+    prefix: int
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.prefix,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _CLASS_RANGE_KEY.pack(self.prefix, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> ClassRangeKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ClassRangeKey:
+        return cls.of(*_CLASS_RANGE_KEY.unpack(raw))
+
+
+POLICY_KEY_SIZE = 16
+_POLICY_KEY = Struct("=QQ")
+
+
+class PolicyKey(NamedTuple):
+    """struct wag_policy_key: 16 bytes."""
+
+    set: int
+    peer: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.set,
+            self.peer,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_KEY.pack(self.set, self.peer)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyKey:
+        return cls.of(*_POLICY_KEY.unpack(raw))
+
+
+POLICY_RUN_SIZE = 8
+_POLICY_RUN = Struct("=II")
+
+
+class PolicyRun(NamedTuple):
+    """struct wag_policy_run: 8 bytes."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.first,
+            self.count,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_RUN.pack(self.first, self.count)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyRun:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyRun:
+        return cls.of(*_POLICY_RUN.unpack(raw))
+
+
+POLICY_STEP_SIZE = 12
+_POLICY_STEP = Struct("=IIB3x")
+
+
+class PolicyStep(NamedTuple):
+    """struct wag_policy_step: 12 bytes."""
+
+    start: int
+    rule: int
+    verdict: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.start,
+            self.rule,
+            self.verdict,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STEP.pack(self.start, self.rule, self.verdict)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyStep:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyStep:
+        return cls.of(*_POLICY_STEP.unpack(raw))
+
+
+POLICY_STATE_SIZE = 8
+_POLICY_STATE = Struct("=II")
+
+
+class PolicyState(NamedTuple):
+    """struct wag_policy_state: 8 bytes."""
+
+    revision: int
+    keep: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.revision,
+            self.keep,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_STATE.pack(self.revision, self.keep)
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyState:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyState:
+        return cls.of(*_POLICY_STATE.unpack(raw))
+
+
+CONN_SIZE = 16
+_CONN = Struct("=QIHH")
+
+
+class Conn(NamedTuple):
+    """struct wag_conn: 16 bytes."""
+
+    seen_ns: int
+    revision: int
+    opened: int
+    may: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.seen_ns,
+            self.revision,
+            self.opened,
+            self.may,
+        )
+
+    def pack(self) -> bytes:
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may)
+
+    @classmethod
+    def of(cls, *v: Any) -> Conn:
+        return cls(v[0], v[1], v[2], v[3])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Conn:
+        return cls.of(*_CONN.unpack(raw))
+
+
+POLICY_WORK_SIZE = 200
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHH16s8s")
+
+
+class PolicyWork(NamedTuple):
+    """struct wag_policy_work: 200 bytes."""
+
+    flow: Tuple
+    back: Tuple
+    key: Tuple
+    inner: Tuple
+    conn: Conn
+    audit_policy: bytes
+    audit_rule: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+            self.audit_policy,
+            self.audit_rule,
+        )
+
+    def pack(self) -> bytes:
+        return _POLICY_WORK.pack(
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+            self.audit_policy,
+            self.audit_rule,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> PolicyWork:
+        return cls(
+            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
+            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
+            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
+            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
+            Conn.of(v[20], v[21], v[22], v[23]),
+            v[24],
+            v[25],
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PolicyWork:
+        return cls.of(*_POLICY_WORK.unpack(raw))
+
+
 SEEN_SIZE = 16
 _SEEN = Struct("=QQ")
 
@@ -976,344 +1328,6 @@ class Affinity(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> Affinity:
         return cls.of(*_AFFINITY.unpack(raw))
-
-
-TUPLE_SIZE = 40
-_TUPLE = Struct("=16s16sHHB3x")
-
-
-class Tuple(NamedTuple):
-    """struct wag_tuple: 40 bytes."""
-
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.src,
-            self.dst,
-            _swap16(self.sport),
-            _swap16(self.dport),
-            self.proto,
-        )
-
-    def pack(self) -> bytes:
-        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
-
-    @classmethod
-    def of(cls, *v: Any) -> Tuple:
-        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Tuple:
-        return cls.of(*_TUPLE.unpack(raw))
-
-
-NAT_SIZE = 64
-_NAT = Struct("=16s16sHHB3xIIQQ")
-
-
-class Nat(NamedTuple):
-    """struct wag_nat: 64 bytes."""
-
-    to: Tuple
-    revision: int
-    flags: int
-    seen_ns: int
-    number: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.to.values(),
-            self.revision,
-            self.flags,
-            self.seen_ns,
-            self.number,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
-
-    @classmethod
-    def of(cls, *v: Any) -> Nat:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Nat:
-        return cls.of(*_NAT.unpack(raw))
-
-
-NAT_YOUNG_SIZE = 48
-_NAT_YOUNG = Struct("=16s16sHHB3xQ")
-
-
-class NatYoung(NamedTuple):
-    """struct wag_nat_young: 48 bytes."""
-
-    key: Tuple
-    number: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.key.values(),
-            self.number,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT_YOUNG.pack(*self.key.values(), self.number)
-
-    @classmethod
-    def of(cls, *v: Any) -> NatYoung:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> NatYoung:
-        return cls.of(*_NAT_YOUNG.unpack(raw))
-
-
-NAT_COUNT_SIZE = 16
-_NAT_COUNT = Struct("=QQ")
-
-
-class NatCount(NamedTuple):
-    """struct wag_nat_count: 16 bytes."""
-
-    begun: int
-    displaced: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.begun,
-            self.displaced,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT_COUNT.pack(self.begun, self.displaced)
-
-    @classmethod
-    def of(cls, *v: Any) -> NatCount:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> NatCount:
-        return cls.of(*_NAT_COUNT.unpack(raw))
-
-
-CLASS_RANGE_KEY_SIZE = 20
-_CLASS_RANGE_KEY = Struct("=I16s")
-
-
-class ClassRangeKey(NamedTuple):
-    """struct wag_class_range_key: 20 bytes."""
-
-    prefix: int
-    addr: bytes
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.prefix,
-            self.addr,
-        )
-
-    def pack(self) -> bytes:
-        return _CLASS_RANGE_KEY.pack(self.prefix, self.addr)
-
-    @classmethod
-    def of(cls, *v: Any) -> ClassRangeKey:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> ClassRangeKey:
-        return cls.of(*_CLASS_RANGE_KEY.unpack(raw))
-
-
-POLICY_KEY_SIZE = 16
-_POLICY_KEY = Struct("=QQ")
-
-
-class PolicyKey(NamedTuple):
-    """struct wag_policy_key: 16 bytes."""
-
-    set: int
-    peer: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.set,
-            self.peer,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_KEY.pack(self.set, self.peer)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyKey:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyKey:
-        return cls.of(*_POLICY_KEY.unpack(raw))
-
-
-POLICY_RUN_SIZE = 8
-_POLICY_RUN = Struct("=II")
-
-
-class PolicyRun(NamedTuple):
-    """struct wag_policy_run: 8 bytes."""
-
-    first: int
-    count: int  # type: ignore[assignment]  # tuple has a method of this name
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.first,
-            self.count,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_RUN.pack(self.first, self.count)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyRun:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyRun:
-        return cls.of(*_POLICY_RUN.unpack(raw))
-
-
-POLICY_STEP_SIZE = 12
-_POLICY_STEP = Struct("=IIB3x")
-
-
-class PolicyStep(NamedTuple):
-    """struct wag_policy_step: 12 bytes."""
-
-    start: int
-    rule: int
-    verdict: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.start,
-            self.rule,
-            self.verdict,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_STEP.pack(self.start, self.rule, self.verdict)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyStep:
-        return cls(v[0], v[1], v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyStep:
-        return cls.of(*_POLICY_STEP.unpack(raw))
-
-
-POLICY_STATE_SIZE = 8
-_POLICY_STATE = Struct("=II")
-
-
-class PolicyState(NamedTuple):
-    """struct wag_policy_state: 8 bytes."""
-
-    revision: int
-    keep: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.revision,
-            self.keep,
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_STATE.pack(self.revision, self.keep)
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyState:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyState:
-        return cls.of(*_POLICY_STATE.unpack(raw))
-
-
-CONN_SIZE = 16
-_CONN = Struct("=QII")
-
-
-class Conn(NamedTuple):
-    """struct wag_conn: 16 bytes."""
-
-    seen_ns: int
-    revision: int
-    opened: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.seen_ns,
-            self.revision,
-            self.opened,
-        )
-
-    def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened)
-
-    @classmethod
-    def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Conn:
-        return cls.of(*_CONN.unpack(raw))
-
-
-POLICY_WORK_SIZE = 176
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
-
-
-class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 176 bytes."""
-
-    flow: Tuple
-    back: Tuple
-    key: Tuple
-    inner: Tuple
-    conn: Conn
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.flow.values(),
-            *self.back.values(),
-            *self.key.values(),
-            *self.inner.values(),
-            *self.conn.values(),
-        )
-
-    def pack(self) -> bytes:
-        return _POLICY_WORK.pack(
-            *self.flow.values(), *self.back.values(), *self.key.values(), *self.inner.values(), *self.conn.values()
-        )
-
-    @classmethod
-    def of(cls, *v: Any) -> PolicyWork:
-        return cls(
-            Tuple.of(v[0], v[1], v[2], v[3], v[4]),
-            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
-            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
-            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22]),
-        )
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> PolicyWork:
-        return cls.of(*_POLICY_WORK.unpack(raw))
 
 
 RANGE_KEY_SIZE = 28

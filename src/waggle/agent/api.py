@@ -24,10 +24,16 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ConfigError, NotReady
 from waggle.model.objects import ObjectKey
+from waggle.model.policy import Side, Traffic
+from waggle.model.service import Family
+from waggle.model.why import why
 from waggle.observe.flow_filter import parse_filter
 from waggle.observe.names import frontend_text
 from waggle.observe.policies import policy_rows
+from waggle.observe.why import why_json
 from waggle.plan.services import view_service
+
+GONE_SECONDS = 1.0  # between two looks whether a client is still there
 
 
 class Api:
@@ -69,6 +75,7 @@ class Api:
                 web.get("/services", self._services),
                 web.get("/endpoints", self._endpoints),
                 web.get("/policies", self._policies),
+                web.get("/why", self._why),
                 web.get("/events", self._events),
                 web.get("/events/{id}", self._event),
                 web.post("/cni", self._cni),
@@ -221,6 +228,26 @@ class Api:
             rows.append(row)
         return _json(rows)
 
+    async def _why(self, request: web.Request) -> web.Response:
+        """What happens to a packet and why, from the objects that are known now."""
+        agent, query = self._agent, request.query
+        family = {"4": Family.IPV4, "6": Family.IPV6}.get(query.get("family", ""))
+        asked = (query.get("source", ""), query.get("destination", ""), query.get("protocol", ""), family)
+        try:
+            answer = await asyncio.to_thread(why, agent.situation(), *asked)
+        except ConfigError as error:
+            return web.Response(status=400, text=str(error))
+
+        def place(kind: str, key: ObjectKey, _: object) -> tuple[str | None, int | None]:
+            origin, line = agent.place_of(kind, key)
+            return (origin.removeprefix("file:"), line) if origin.startswith("file:") else (None, None)
+
+        def in_force(side: Side, traffic: Traffic) -> dict[str, Any] | None:
+            found = agent.policies.in_force(side, traffic)
+            return None if found is None else found._asdict()
+
+        return _json(await asyncio.to_thread(why_json, answer, place, in_force))
+
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Events as JSON lines. The query holds the questions of waggle.observe.flow_filter, each as often as it has
         answers; since=SECONDS and last=N for those that are remembered, and follow=1 for those that come, until the
@@ -236,8 +263,9 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         task = asyncio.current_task()
-        if task is not None:
-            self._streams.add(task)
+        assert task is not None
+        self._streams.add(task)
+        watcher = asyncio.create_task(_cancel_when_gone(task, request))
         events = self._agent.flows.show(
             wanted, since=since, last=None if last is None else int(last), follow=numbers.get("follow") == "1"
         )
@@ -248,8 +276,8 @@ class Api:
         except (ConnectionResetError, asyncio.CancelledError):
             return response
         finally:
-            if task is not None:
-                self._streams.discard(task)
+            watcher.cancel()
+            self._streams.discard(task)
         return response
 
     async def _event(self, request: web.Request) -> web.Response:
@@ -306,6 +334,16 @@ def health_answer(agent: Agent, now: float) -> dict[str, Any]:
         "error": agent.last_error,
         "status": {"IPv4": family, "IPv6": family},  # one pass writes both
     }
+
+
+async def _cancel_when_gone(task: asyncio.Task[object], request: web.Request) -> None:
+    """Ends an answer whose client has hung up: where nothing is written, nobody else would notice."""
+    while True:
+        await asyncio.sleep(GONE_SECONDS)
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            task.cancel()
+            return
 
 
 def _number(name: str, given: Mapping[str, str]) -> float | None:

@@ -1,8 +1,10 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing passes also where the reverse direction is allowed now: the node may have forgotten the flow, or a policy may
-have come after it. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
+nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may
+have forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were
+opened, or keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked has
+still to say does not open it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
@@ -51,10 +53,12 @@ class PolicyFlows:
         """Whether a packet must pass, `world` being as it is now."""
         if self.is_open(world, packet):
             return True
+        connects = packet.protocol in _CONNECTIONS
+        if self.is_known(packet) and not (connects and packet.begins):
+            return False
         if _allowed(world, packet):
             return True
-        resumes = packet.protocol in _CONNECTIONS and not packet.begins
-        return resumes and _allowed(world, packet.reversed())
+        return connects and not packet.begins and _allowed(world, packet.reversed())
 
     def allows_error(
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
@@ -74,15 +78,14 @@ class PolicyFlows:
         about = inner.source.address == destination
         if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
             about = about and inner.destination.address == source
-        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
+        if not about or self.is_known(inner):
+            return about and self.is_open(world, inner)
+        return _allowed(world, inner) or _allowed(world, inner.reversed())
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
         passes = self.allows(world, packet)
-        stays = passes and self.is_open(world, packet)
-        if not passes:
-            self._opened.pop(packet.flow, None)
-        elif not stays:
+        if passes and not self.is_open(world, packet):
             self._opened[packet.flow] = packet if _allowed(world, packet) else packet.reversed()
         return passes
 
@@ -95,11 +98,11 @@ class PolicyFlows:
         opener = self._opened.get(packet.flow)
         return opener is not None and (self.keep or _allowed(world, opener))
 
-    def saw_error(self, world: PolicyWorld, inner: PolicyPacket) -> None:
-        """An error about a flow has it judged again, as its packets do."""
-        opener = self._opened.get(inner.flow)
-        if opener is not None and not self.keep and not _allowed(world, opener):
-            self.forget(inner)
+    def judged(self, world: PolicyWorld, packet: PolicyPacket) -> PolicyPacket:
+        """The packet whose verdict counts: of a flow that is cut it is the one that opened it."""
+        opener = self._opened.get(packet.flow)
+        begins = packet.protocol in _CONNECTIONS and packet.begins
+        return packet if opener is None or begins or self.is_open(world, packet) else opener
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""

@@ -17,8 +17,9 @@ from waggle.abi._generated import ClassRangeKey, PolicyRun, PolicyState, PolicyS
 from waggle.abi.address import pack_address, unpack_address
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
+from waggle.model.policy_rules import NO_RULE
 from waggle.plan.extents import ExtentAllocator
-from waggle.plan.policy_tables import PolicyDelta, PolicyTables, Step, Steps, mapped_length
+from waggle.plan.policy_tables import ANY, DENY, NOBODY, SELF, PolicyDelta, PolicyTables, Step, Steps, mapped_length
 from waggle.reconcile.drift import Drift
 
 Assign = Callable[[Iterable[str]], None]
@@ -180,6 +181,24 @@ class PolicyWriter:
         """Has programs judge the flows they know again."""
         self._revision = (self._revision + 1) % (1 << 32)
         self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def answer(self, policy_set: int, peer: str, key: int, *, is_self: bool) -> Step:
+        """What a program finds in the tables for a set, an address at the other end, and `plan.policy_tables.step_key`;
+        read from the kernel, as programs read it. `is_self`: the address is this node's. A pair without an answer
+        denies."""
+        address = pack_address(peer)
+        raw = self._classes.lookup(address)
+        if raw is None and not is_self:
+            raw = self._ranges.lookup(ClassRangeKey(128, address).pack())
+        own = _u64(raw) if raw is not None else SELF if is_self else NOBODY
+        found = self._policy.lookup(pack_key(policy_set, own)) or self._policy.lookup(pack_key(policy_set, ANY))
+        if found is None:
+            return Step(0, DENY, NO_RULE)
+        run = PolicyRun.unpack(found)
+        below = [step for step in self._read(run.first, run.count) if step.start <= key]
+        return below[-1] if below else Step(0, DENY, NO_RULE)
 
     # -- drift --------------------------------------------------------------------------------------------------
 
