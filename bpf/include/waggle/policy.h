@@ -748,7 +748,8 @@ __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct 
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
+		conn = wag_conn_find(packet, &work->key);
+		if (conn ? wag_conn_open(conn) : wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;

@@ -86,7 +86,9 @@ class PolicyFlows:
         about = inner.source.address == destination
         if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
             about = about and inner.destination.address == source
-        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
+        if not about or self.is_known(inner):
+            return about and self.is_open(world, inner)
+        return _allowed(world, inner) or _allowed(world, inner.reversed())
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
@@ -103,6 +105,12 @@ class PolicyFlows:
         """Whether the flow of a packet is remembered, and may go on."""
         opener = self._opened.get(packet.flow)
         return opener is not None and (self.keep or _allowed(world, opener))
+
+    def judged(self, world: PolicyWorld, packet: PolicyPacket) -> PolicyPacket:
+        """The packet whose verdict counts: of a flow that is cut it is the one that opened it."""
+        opener = self._opened.get(packet.flow)
+        begins = packet.protocol in _CONNECTIONS and packet.begins
+        return packet if opener is None or begins or self.is_open(world, packet) else opener
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""
