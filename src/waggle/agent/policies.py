@@ -137,10 +137,22 @@ class Policies:
             if self.failed != str(error):
                 log.error("policies cannot be brought into force, trying again: %s", error, exc_info=not known)
             self.failed = str(error) if known else f"{type(error).__name__}: {error}"
-            self._behind = True
+            self._begin_again()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
         else:
             self.failed = ""
+
+    def _begin_again(self) -> None:
+        """A planner that failed in the middle may be half changed: the next one is told everything."""
+        store = self._store
+        self.planner, self._here, self._behind = PolicyPlanner(), {}, True
+        self._due = _Due(
+            set(store.policies),
+            set(store.cluster_policies),
+            set(store.namespaces),
+            set(store.nodes),
+            set(store.pods),
+        )
 
     async def _follow(self) -> None:
         if not self._known():
