@@ -2,9 +2,9 @@
 
     netpol_prober.py CONTROL PORT...
 
-Every port echoes, over TCP and UDP. Whoever connects to the unix socket CONTROL sends one JSON command and gets one JSON
-answer: `probe` says which of many ends can be reached now, `load` connects again and again, `hold` keeps one connection
-busy. Times are those of CLOCK_MONOTONIC, which all processes of the machine share.
+Every port echoes, over TCP and UDP. Whoever connects to the unix socket CONTROL sends one JSON command and gets one
+JSON answer: `probe` says which of many ends can be reached now, `load` connects again and again, `hold` keeps one
+connection busy. Times are those of CLOCK_MONOTONIC, which all processes of the machine share.
 """
 
 from __future__ import annotations
