@@ -12,8 +12,10 @@
 
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include "access.h"
 #include "addr.h"
 #include "config.h"
+#include "direct.h"
 #include "endpoint.h"
 #include "event.h"
 #include "names.h"
@@ -594,9 +596,41 @@ WAG_INLINE int wag_policy_judge_as(struct wag_packet *packet, struct wag_policy_
 	return wag_policy_judge(packet, &work->back);
 }
 
-/* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
-static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+enum wag_opener {
+	WAG_OPENER_UNKNOWN = 0,
+	WAG_OPENER_SENDER = 1,
+	WAG_OPENER_OTHER = 2,
+};
+
+/*
+ * Who opened a connection that is not known, of which this is a packet? The sockets of a pod here tell: one that listens at
+ * this port has been asked, and one that is connected where nobody listens has asked. `to`: room for a tuple.
+ */
+WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_tuple *flow, struct wag_tuple *to)
 {
+	struct wag_endpoint *local = wag_endpoint_find(&flow->src);
+	bool sends = wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE;
+
+	*to = *flow;
+	if (sends)
+		wag_tuple_reverse(to, flow);
+	else
+		local = wag_endpoint_find(&flow->dst);
+	if (!wag_endpoint_is(local, WAG_ENDPOINT_POD) || local->netns <= WAG_NETNS_ID_NODE)
+		return WAG_OPENER_UNKNOWN;
+	to->sport = 0; /* nobody is connected to that */
+	if (wag_socket_takes(ctx, to, local->netns, 0))
+		return sends ? WAG_OPENER_OTHER : WAG_OPENER_SENDER;
+	to->sport = sends ? flow->dport : flow->sport;
+	if (wag_socket_takes(ctx, to, local->netns, 1))
+		return sends ? WAG_OPENER_SENDER : WAG_OPENER_OTHER;
+	return WAG_OPENER_UNKNOWN;
+}
+
+/* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
+static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	enum wag_opener opener = WAG_OPENER_SENDER;
 	struct wag_policy_state *state;
 	__u32 zero = 0;
 	__u32 rule;
@@ -609,16 +643,23 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	work->conn.revision = state ? state->revision : 0;
 	barrier();
 	work->pattern = 0;
-	reason = wag_policy_judge(packet, &work->flow);
-	if (reason && wag_is_established(packet)) {
+	if (wag_is_established(packet))
+		opener = wag_policy_opener(ctx, &work->flow, &work->back);
+	wag_tuple_reverse(&work->back, &work->flow);
+	if (opener == WAG_OPENER_OTHER) {
+		reason = wag_policy_judge(packet, &work->back);
+		end = 3 - end;
+	} else {
+		reason = wag_policy_judge(packet, &work->flow);
+	}
+	if (reason && opener == WAG_OPENER_UNKNOWN) {
 		/*
-		 * In the middle of a connection that is not known: evicted, or begun before a policy came. Who may be
-		 * asked at this port may answer.
+		 * In the middle of a connection of which nobody knows any more who opened it. Who may be asked at this
+		 * port may answer.
 		 */
 		set = packet->policy;
 		rule = packet->rule;
 		packet->audit = 0; /* of a direction that does not count */
-		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
 			end = 3 - end;
@@ -694,7 +735,7 @@ WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const stru
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
  */
-__noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
+__noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	int reason = WAG_REASON_NONE;
@@ -707,7 +748,8 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
+		conn = wag_conn_find(packet, &work->key);
+		if (conn ? wag_conn_open(conn) : wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;
@@ -719,7 +761,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	if (conn && !conn->may && !wag_begins(packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
-		reason = wag_policy_begin(packet, work, end);
+		reason = wag_policy_begin(ctx, packet, work, end);
 	if (reason)
 		return reason;
 	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
@@ -760,7 +802,8 @@ WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_en
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
  * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
+WAG_INLINE enum wag_reason wag_admits(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to,
+				      const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
@@ -774,7 +817,7 @@ WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tupl
 	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
 		reason = wag_policy_pending(packet, to);
 	else
-		reason = wag_policy_admit(packet, to);
+		reason = wag_policy_admit(ctx, packet, to);
 	packet->admitted = !reason;
 	return reason;
 #endif
