@@ -8,6 +8,7 @@
 #include "waggle/health_maps.h"
 #include "waggle/nat.h"
 #include "waggle/netns.h"
+#include "waggle/node_policy.h"
 #include "waggle/policy.h"
 #include "waggle/policy_assign.h"
 #include "waggle/service.h"

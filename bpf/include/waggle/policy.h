@@ -17,6 +17,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "nat_table.h"
+#include "node_policy.h"
 #include "packet.h"
 
 /* Sets that stand for something else than policies. */
@@ -247,14 +248,11 @@ WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __
 	return run && run->count ? wag_policy_find(run, place) : NULL;
 }
 
-/* Does the set allow it? The packet notes who denies it, or, if nobody does, the first who would. */
-static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+/* Does the step allow it? The packet notes who denies it, or, if nobody does, the first who would. */
+WAG_INLINE int wag_policy_note(struct wag_packet *packet, const struct wag_policy_step *step, __u64 set, __u32 direction)
 {
-	struct wag_policy_step *step = wag_policy_look_up(set, class, place);
 	__u8 verdict = step ? step->verdict : 0;
 
-	if (!packet)
-		return 0;
 	if (!(verdict & WAG_POLICY_ALLOW) || (verdict & WAG_POLICY_AUDIT && !packet->audit)) {
 		packet->policy = set;
 		packet->rule = step ? step->rule : 0;
@@ -264,6 +262,41 @@ static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __
 		packet->audit = 1;
 	return verdict & WAG_POLICY_ALLOW;
 }
+
+static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+{
+	return packet ? wag_policy_note(packet, wag_policy_look_up(set, class, place), set, direction) : 0;
+}
+
+#ifdef WAG_OWN
+
+/*
+ * The same of the node's own traffic. Where the tables know nothing of its set, it passes: who could put them right may have
+ * no other way to this node.
+ */
+WAG_INLINE int wag_own_judge(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_node_policy *own = wag_node_policy_find();
+	struct wag_policy_step *step;
+	__u32 place;
+	__u64 set;
+
+	if (!packet || !flow || !own)
+		return WAG_REASON_NONE;
+	place = wag_policy_place(flow->proto, flow->dport);
+	if (wag_addr_equal(&flow->dst, packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src)) {
+		set = packet->trial ? own->trial_ingress : own->ingress;
+		step = set ? wag_policy_look_up(set, wag_class_of(&flow->src, 0), place) : NULL;
+		return !step || wag_policy_note(packet, step, set, WAG_DIRECTION_INGRESS) ? WAG_REASON_NONE :
+											    WAG_REASON_NODE_POLICY_INGRESS;
+	}
+	set = packet->trial ? own->trial_egress : own->egress;
+	step = set ? wag_policy_look_up(set, wag_class_of(&flow->dst, 0), place) : NULL;
+	return !step || wag_policy_note(packet, step, set, WAG_DIRECTION_EGRESS) ? WAG_REASON_NONE :
+										   WAG_REASON_NODE_POLICY_EGRESS;
+}
+
+#endif
 
 /*
  * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
@@ -277,6 +310,10 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
+#ifdef WAG_OWN
+	if (packet->own)
+		return wag_own_judge(packet, flow);
+#endif
 	place = wag_policy_place(flow->proto, flow->dport);
 	from = wag_endpoint_find(&flow->src);
 	to = wag_endpoint_find(&flow->dst);
@@ -343,6 +380,16 @@ static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tup
 
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
+/* What flows are judged by. The end of a trial is a change that nobody needs to write. */
+WAG_INLINE __u32 wag_policy_revision(const struct wag_packet *packet, const struct wag_policy_state *state)
+{
+#ifdef WAG_OWN
+	if (packet->own && packet->trial)
+		return state->revision ^ (1U << 31);
+#endif
+	return state->revision;
+}
+
 /* Is this flow known, and open? */
 static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple *key)
 {
@@ -360,8 +407,8 @@ static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple 
 	now = bpf_ktime_get_ns();
 	if (!wag_conn_lives(conn, key->proto, now))
 		return 0;
-	if (conn->revision != state->revision) {
-		__u32 revision = state->revision;
+	if (conn->revision != wag_policy_revision(packet, state)) {
+		__u32 revision = wag_policy_revision(packet, state);
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
@@ -387,7 +434,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	if (!packet || !work)
 		return WAG_REASON_POLICY_EGRESS;
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	work->conn.revision = state ? state->revision : 0;
+	work->conn.revision = state ? wag_policy_revision(packet, state) : 0;
 	barrier();
 	reason = wag_policy_judge(packet, &work->flow);
 	if (reason && wag_is_established(packet)) {

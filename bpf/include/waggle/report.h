@@ -95,7 +95,12 @@ static __noinline int wag_report_audit(wag_ctx *ctx, struct wag_packet *packet)
 	event = wag_packet_event(ctx, packet, WAG_EVENT_POLICY, WAG_OUTCOME_AUDIT);
 	if (!event)
 		return 0;
-	event->reason = packet->direction == WAG_DIRECTION_INGRESS ? WAG_REASON_POLICY_INGRESS : WAG_REASON_POLICY_EGRESS;
+	if (packet->own)
+		event->reason = packet->direction == WAG_DIRECTION_INGRESS ? WAG_REASON_NODE_POLICY_INGRESS :
+									     WAG_REASON_NODE_POLICY_EGRESS;
+	else
+		event->reason = packet->direction == WAG_DIRECTION_INGRESS ? WAG_REASON_POLICY_INGRESS :
+									     WAG_REASON_POLICY_EGRESS;
 	event->policy = packet->policy;
 	event->rule = packet->rule;
 	event->direction = packet->direction;

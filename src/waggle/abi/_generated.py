@@ -104,6 +104,8 @@ class Reason(IntEnum):
     POLICY_EGRESS = 17
     POLICY_PENDING = 18
     SPOOFED = 19
+    NODE_POLICY_INGRESS = 20
+    NODE_POLICY_EGRESS = 21
     MAX = 32
 
 
@@ -1102,6 +1104,40 @@ class NatCount(NamedTuple):
         return cls.of(*_NAT_COUNT.unpack(raw))
 
 
+NODE_POLICY_SIZE = 40
+_NODE_POLICY = Struct("=QQQQQ")
+
+
+class NodePolicy(NamedTuple):
+    """struct wag_node_policy: 40 bytes."""
+
+    ingress: int
+    egress: int
+    trial_ingress: int
+    trial_egress: int
+    trial_until_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ingress,
+            self.egress,
+            self.trial_ingress,
+            self.trial_egress,
+            self.trial_until_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _NODE_POLICY.pack(self.ingress, self.egress, self.trial_ingress, self.trial_egress, self.trial_until_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> NodePolicy:
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NodePolicy:
+        return cls.of(*_NODE_POLICY.unpack(raw))
+
+
 CLASS_RANGE_KEY_SIZE = 20
 _CLASS_RANGE_KEY = Struct("=I16s")
 
@@ -1468,6 +1504,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_nat_counts": (U32, NatCount),
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
+    "wag_node_policy": (U32, NodePolicy),
     "wag_overdue": (U32, U64),
     "wag_policy": (PolicyKey, PolicyRun),
     "wag_policy_state": (U32, PolicyState),
