@@ -78,6 +78,8 @@ def run(options: argparse.Namespace, figures: Figures) -> None:
         measure_north_south(options, figures, progress)
     if options.pod_tests:
         measure_pods(options, figures, progress)
+    if options.policy_tests:
+        _policy(options, figures, progress)
     if options.tests or options.first_packet:
         measure_east_west(options, figures, progress)
 
@@ -100,6 +102,12 @@ def _cni(options: argparse.Namespace, figures: Figures, progress: Callable[[str]
 
     figures.rows("cni").extend(measure_cni(options.rounds, options.pods, progress))
     figures.save()
+
+
+def _policy(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:
+    from bench.policy import measure_policy  # the peers can be measured without waggle installed
+
+    measure_policy(options, figures, progress)
 
 
 def _control_plane(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:

@@ -56,5 +56,5 @@ class Figures:
     def empty(self) -> bool:
         return not any(
             self.document.get(key)
-            for key in ("samples", "first_packets", "north_south", "pods", "cni", "control_plane")
+            for key in ("samples", "first_packets", "north_south", "pods", "policy", "cni", "control_plane")
         )

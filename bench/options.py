@@ -14,7 +14,7 @@ from bench.plain import PLACEMENTS
 from bench.rule_sets import RULE_SETS
 from bench.traffic import TESTS
 
-PARTS = ("cni", "control-plane", "north-south", "pods", "east-west", "first-packet")
+PARTS = ("cni", "control-plane", "north-south", "pods", "policy", "east-west", "first-packet")
 #: What figures depend on: recorded with them, and compared when a run is resumed.
 _RECORDED = (
     "parts", "tests", "ways", "modes", "rounds", "seconds", "warmup", "attempts", "services", "servers", "family",
@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--tests", default=",".join(keys), help=f"of east-west and pods: of {', '.join(keys)}")
+    parser.add_argument("--tests", default=",".join(keys), help=f"of east-west, pods and policy: of {', '.join(keys)}")
     parser.add_argument("--ways", default=",".join(DEFAULT_WAYS), help=f"to the servers: of {', '.join(WAYS)}")
     parser.add_argument("--modes", default=",".join(DEFAULT_MODES), help=f"north-south: of {', '.join(MODES)}")
     parser.add_argument("--rounds", type=_positive, default=5, help="alternated rounds")
@@ -71,6 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     tests = [test for test in TESTS if test.key in asked_tests]
     options.tests = tests if "east-west" in options.parts else []
     options.pod_tests = tests if "pods" in options.parts else []
+    options.policy_tests = tests if "policy" in options.parts else []
     options.first_packet = "first-packet" in options.parts and options.family == 4
     if options.family == 6:
         options.ways = [way for way in options.ways if way not in RULE_SETS]
@@ -84,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def recorded(options: argparse.Namespace) -> dict[str, Any]:
     """The options that figures depend on, as they are put beside them."""
     values = {name: getattr(options, name) for name in _RECORDED}
-    return values | {"tests": [test.key for test in options.tests or options.pod_tests]}
+    return values | {"tests": [test.key for test in options.tests or options.pod_tests or options.policy_tests]}
 
 
 def _shorten(options: argparse.Namespace) -> None:

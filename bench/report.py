@@ -11,6 +11,7 @@ from bench.disturbance import Disturbance
 from bench.first_packet_report import FirstPacketFigures
 from bench.north_south_report import NorthSouthFigures
 from bench.pods_report import pods, rate_text, ratio_text
+from bench.policy_report import policy
 from bench.rounds import Rates
 from bench.rule_sets import RULE_SETS
 from bench.tables import in_order, marked, services, table
@@ -69,6 +70,8 @@ class Report:
             parts.append(self.north_south.markdown())
         if self.document.get("pods"):
             parts.append(pods(self.document["pods"]))
+        if self.document.get("policy"):
+            parts.append(policy(self.document["policy"], self.document.get("policy_tables", {})))
         if self.document.get("cni"):
             parts.append(cni(self.document["cni"]))
         parts += [control_plane(scale) for scale in self.control_plane]

@@ -17,10 +17,9 @@
 
 /*
  * No frontend takes the packet, and no local pod: it is the node's own; or for a Service's address all the same; or it
- * leaves, masqueraded where it leaves the cluster. `from`: who sends it.
+ * leaves, masqueraded where it leaves the cluster.
  */
-WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet *packet, const struct wag_endpoint *to,
-						const struct wag_endpoint *from)
+WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet *packet, const struct wag_endpoint *to)
 {
 	enum wag_reason reason;
 	int verdict;
@@ -28,7 +27,7 @@ WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet 
 	verdict = to ? WAG_NEXT : wag_beside_frontends(ctx, packet);
 	if (verdict != WAG_NEXT)
 		return verdict;
-	reason = wag_admits(packet, &packet->tuple, from, to);
+	reason = wag_admits(packet, &packet->tuple, to);
 	if (reason)
 		return wag_drop(packet, reason);
 	if (to)
@@ -79,6 +78,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 
 	if (!wag_is_own(ctx, from))
 		return wag_stranger(packet);
+	wag_policy_sender(packet, from);
 	if (packet->is_icmp) {
 		verdict = wag_icmp_pass(ctx, packet);
 		if (verdict != WAG_NEXT)
@@ -88,13 +88,13 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
-		reason = wag_admits(packet, &packet->tuple, from, to);
+		reason = wag_admits(packet, &packet->tuple, to);
 		if (reason)
 			return wag_drop(packet, reason);
 		return wag_is_left_to_conntrack(packet) ? WAG_PASS : wag_to_pod(ctx, packet, &packet->tuple, to);
 	}
 	if (!packet->has_flow)
-		return wag_beyond_services(ctx, packet, to, from);
+		return wag_beyond_services(ctx, packet, to);
 	if (((to && to->nat_used) || from->nat_used) && wag_nat_reply(packet)) {
 		verdict = wag_nat_pass(ctx, packet);
 		if (verdict != WAG_NEXT)
@@ -111,9 +111,11 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		if (verdict != WAG_NEXT)
 			return verdict;
 	}
-	if (wag_beside_proxy && wag_is_established(packet))
-		return WAG_PASS; /* an answer by a way that conntrack knows */
-	return wag_beyond_services(ctx, packet, to, from);
+	if (wag_beside_proxy && wag_is_established(packet)) { /* an answer by a way that conntrack knows */
+		reason = wag_admits(packet, &packet->tuple, to);
+		return reason ? wag_drop(packet, reason) : WAG_PASS;
+	}
+	return wag_beyond_services(ctx, packet, to);
 }
 
 SEC("tc")
@@ -152,7 +154,7 @@ WAG_INLINE enum wag_verdict wag_from_stack(wag_ctx *ctx, struct wag_packet *pack
 		return verdict;
 	if (wag_is_marked(ctx) || !wag_is_isolated(to))
 		return WAG_PASS;
-	reason = wag_admits(packet, &packet->tuple, wag_endpoint_find(&packet->tuple.src), to);
+	reason = wag_admits(packet, &packet->tuple, to);
 	return reason ? wag_drop(packet, reason) : WAG_PASS;
 }
 

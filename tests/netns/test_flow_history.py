@@ -171,6 +171,66 @@ def test_a_wrong_question_is_said_to_be_wrong(cluster: Cluster) -> None:
     assert (status, words) == (400, b"port: 'http' is no port, nor a range such as 8000-8080")
 
 
+def policy(name: str, audit: bool = False, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "t", "annotations": {"waggle.io/audit": "true"} if audit else {}}
+    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+    return kind | {"metadata": metadata, "spec": {"podSelector": {}, **spec}}
+
+
+@pytest.fixture
+def policies(cluster: Cluster) -> Iterator[Cluster]:
+    """Pods of t are only asked at their port 8080; and would ask nobody, were that enforced."""
+    cluster.apply(
+        "policies",
+        policy("only-8080", ingress=[{"ports": [{"port": 8080}]}]),
+        policy("silence", audit=True, policyTypes=["Egress"]),
+    )
+    yield cluster
+    cluster.apply("policies")
+    cluster.until(lambda: not cluster.get("/policies"))
+
+
+def test_what_policies_decide_is_told_by_object_file_and_line(policies: Cluster) -> None:
+    policies.until(lambda: policies.ask(policies.address_of["server"], 9090) == "TimeoutError", 20)
+    (drop, *_) = policies.soon("--verdict", "dropped", "--to", "t/server", "--port", "9090")
+    assert (drop["kind"], drop["reason"], drop["direction"]) == ("policy", "policy_ingress", "ingress")
+    assert (drop["source"]["name"], drop["destination"]["name"]) == ("pod t/client", "pod t/server")
+    assert (drop["rule"], drop["policies"]) == (None, ["NetworkPolicy t/only-8080"])
+    assert policies.ask(policies.address_of["server"], 8080) == "server"
+    (audit, *_) = policies.soon("--verdict", "audit", "--from", "t/client", "--to", "t/server", "--port", "8080")
+    assert (audit["kind"], audit["direction"], audit["policies"]) == ("policy", "egress", ["NetworkPolicy t/silence"])
+    values = policies.metrics()
+    denied = 'waggle_policy_denials_total{direction="ingress",policy="NetworkPolicy t/only-8080",verdict="dropped"}'
+    assert values[denied] >= 1
+    assert values['waggle_verdicts_total{direction="egress",verdict="audit"}'] >= 1
+
+
+def test_a_rule_that_denies_is_named_with_its_place(policies: Cluster) -> None:
+    deny = {
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "guard"},
+        "spec": {
+            "tier": "Admin",
+            "priority": 10,
+            "subject": {"namespaces": {}},
+            "egress": [
+                {"action": "Accept", "to": [{"networks": ["198.51.100.0/24"]}]},
+                {"name": "no-peer", "action": "Deny", "to": [{"networks": [f"{PEER4}/32"]}]},
+            ],
+        },
+    }
+    policies.apply("policies", deny)
+    policies.until(lambda: policies.ask(PEER4, 8080) == "TimeoutError", 20)
+    (drop, *_) = policies.soon("--reason", "policy", "--to", PEER4)
+    rule = drop["rule"]
+    assert (rule["object"], rule["direction"], rule["index"]) == ("ClusterNetworkPolicy guard", "egress", 1)
+    assert rule["name"] == "no-peer"
+    assert rule["file"] == str(policies.manifests / "policies.json") and rule["line"] >= 1
+    done = policies.waggle("flows", "--reason", "policy", "--api-socket", str(policies.socket), cgroup=False)
+    assert "egress rule 1 of ClusterNetworkPolicy guard" in done.stdout, done
+
+
 FLOOD = 20_000
 
 

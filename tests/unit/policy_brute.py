@@ -9,6 +9,7 @@ import ipaddress
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from dataclasses import replace as altered
+from functools import cached_property, lru_cache
 
 from hypothesis import strategies as st
 
@@ -54,21 +55,12 @@ from waggle.plan.policy_tables import (
 
 HERE = "n1"
 OWN = frozenset(("192.168.0.1", "fd00:1::1"))
-NAMESPACES = ("a", "b", "c")
-POD_ADDRESSES = [f"10.0.{net}.{host}" for net in (0, 1) for host in (1, 2, 3)] + [f"fd00::{n}" for n in (1, 2, 3)]
+NAMESPACES = ("a", "b")
+POD_ADDRESSES = ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2", "fd00::1", "fd00::2", "fd00::3"]
 #: Addresses of nodes, of the world, and one in the pods' range that no pod has.
 OTHERS = ["192.168.0.1", "192.168.0.2", "fd00:1::1", "fd00:1::2", "8.8.8.8", "10.0.0.9", "2001:db8::1"]
 EVERY = [*POD_ADDRESSES, *OTHERS]
-PACKETS = [
-    ("TCP", 80),
-    ("TCP", 81),
-    ("TCP", 8080),
-    ("TCP", None),
-    ("UDP", 80),
-    ("UDP", 53),
-    ("SCTP", 80),
-    ("ICMP", None),
-]
+PACKETS = [("TCP", 80), ("TCP", 81), ("TCP", None), ("UDP", 53), ("SCTP", 80), ("ICMP", None)]
 PATTERNS = ("x.org", "*.y.org")
 
 
@@ -80,7 +72,7 @@ class World:
     policies: dict[ObjectKey, NetworkPolicy] = field(default_factory=dict)
     cluster_policies: dict[ObjectKey, ClusterNetworkPolicy] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def by_address(self) -> dict[str, Pod]:
         found = {}
         for key in sorted(self.pods, reverse=True):
@@ -89,7 +81,12 @@ class World:
                 found.update({entry.ip: pod for entry in pod.status.pod_ips})
         return found
 
-    @property
+    @cached_property
+    def has_audited(self) -> bool:
+        every = (*self.policies.values(), *self.cluster_policies.values())
+        return any(policy.metadata.annotations for policy in every)
+
+    @cached_property
     def here(self) -> dict[str, ObjectKey]:
         return {address: pod.key for address, pod in self.by_address.items() if pod.spec.node_name == HERE}
 
@@ -144,6 +141,7 @@ def selected(selector: LabelSelector, labels: dict[str, str] | None) -> bool:
     return all(have.get(key) == value for key, value in selector.match_labels.items())
 
 
+@lru_cache
 def inside(address: str, cidr: str) -> bool:
     return ipaddress.ip_address(address) in ipaddress.ip_network(cidr)
 
@@ -292,34 +290,38 @@ def verdict(world, direction, own, peer, protocol, port, names=frozenset()) -> t
     target = pod if direction == Direction.INGRESS else world.by_address.get(peer)
     question = Question(world, direction, pod, peer, target, protocol, port, names)
     allowed, rule = question.outcome()
+    if not (allowed and world.has_audited):
+        return (ALLOW if allowed else DENY), rule
     strictly, strict_rule = altered(question, audited=True).outcome()
-    if allowed and not strictly:
-        return ALLOW | AUDIT, strict_rule
-    return (ALLOW if allowed else DENY), rule
+    return (ALLOW, rule) if strictly else (ALLOW | AUDIT, strict_rule)
 
 
 # -- what the programs do -------------------------------------------------------------------------------------------
 
 
+@lru_cache
 def mapped(address: str) -> int:
     parsed = ipaddress.ip_address(address)
     return int(parsed) | (0xFFFF << 32 if parsed.version == 4 else 0)
 
 
+@lru_cache
+def inside_mapped(address: str, cidr: str) -> int:
+    """The length of a prefix, as 16 bytes have it, that holds an address; -1 where it does not."""
+    prefix, length = cidr.split("/")
+    bits = int(length) + (0 if ":" in prefix else 96)
+    return bits if mapped(prefix) >> (128 - bits) == mapped(address) >> (128 - bits) else -1
+
+
 def class_of(tables: PolicyTables, address: str) -> int:
     if address in tables.classes:
         return tables.classes[address]
-    best, found = -1, NOBODY
-    for cidr, class_id in tables.ranges.items():
-        prefix, length = cidr.split("/")
-        length = int(length) + (0 if ":" in prefix else 96)
-        if length > best and mapped(prefix) >> (128 - length) == mapped(address) >> (128 - length):
-            best, found = length, class_id
-    return found
+    longest = max(tables.ranges, key=lambda cidr: inside_mapped(address, cidr), default=None)
+    return tables.ranges[longest] if longest and inside_mapped(address, longest) >= 0 else NOBODY
 
 
 def at(steps, key: int) -> int:
-    return bisect_right([step.start for step in steps], key) - 1
+    return bisect_right(steps, key, key=lambda step: step.start) - 1
 
 
 def look_up(tables, direction, own, peer, protocol, port, names=frozenset()) -> tuple[int, int]:
@@ -357,10 +359,15 @@ EXPRESSION = st.builds(
     st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"]),
     st.lists(st.sampled_from(["x", "y", "a"]), min_size=1, max_size=2),
 )
-SELECTOR = st.builds(LabelSelector, LABELS, st.lists(EXPRESSION, max_size=1)) | st.just(LabelSelector())
+ALL = st.just(LabelSelector())
+SELECTOR = st.one_of(
+    st.builds(LabelSelector, st.sampled_from([{"app": "x"}, {"app": "y"}, {"tier": "x"}])),
+    st.builds(LabelSelector, LABELS, st.lists(EXPRESSION, max_size=1)),
+    ALL,
+)
 CIDRS = {
     "0.0.0.0/0": ["10.0.0.0/8", "10.0.0.0/16", "8.0.0.0/8"],
-    "10.0.0.0/16": ["10.0.0.0/24", "10.0.1.2/32", "10.0.0.0/16"],
+    "10.0.0.0/15": ["10.0.0.0/24", "10.0.1.2/32", "10.0.0.0/15"],
     "10.0.0.0/24": ["10.0.0.1/32", "10.0.0.2/31"],
     "10.0.0.2/32": [],
     "192.168.0.0/30": ["192.168.0.1/32"],
@@ -381,6 +388,7 @@ PEER = st.one_of(
     st.builds(NetworkPolicyPeer, st.none(), SELECTOR),
     st.builds(NetworkPolicyPeer, SELECTOR, SELECTOR),
     st.builds(NetworkPolicyPeer, ip_block=BLOCK),
+    st.builds(NetworkPolicyPeer, ip_block=BLOCK),
 )
 PORT = st.one_of(
     st.builds(NetworkPolicyPort, PROTOCOL),
@@ -388,8 +396,8 @@ PORT = st.one_of(
     st.builds(NetworkPolicyPort, PROTOCOL, st.just(80), st.sampled_from([81, 9000])),
     st.builds(NetworkPolicyPort, PROTOCOL, PORT_NAME),
 )
-PEERS = st.none() | st.lists(PEER, max_size=2)
-PORTS = st.none() | st.lists(PORT, max_size=2)
+PEERS = st.lists(PEER, min_size=1, max_size=2) | st.lists(PEER, min_size=1, max_size=2) | st.sampled_from([None, []])
+PORTS = st.lists(PORT, min_size=1, max_size=2) | st.sampled_from([None, []])
 AUDITED = st.sampled_from([None, None, None, {AUDIT_ANNOTATION: "true"}])
 
 
@@ -399,10 +407,10 @@ def policy(key: ObjectKey, annotations, spec: NetworkPolicySpec) -> NetworkPolic
 
 NETWORK_SPEC = st.builds(
     NetworkPolicySpec,
-    SELECTOR,
-    st.none() | st.lists(st.sampled_from(["Ingress", "Egress"]), min_size=1, max_size=2, unique=True),
-    st.none() | st.lists(st.builds(NetworkPolicyIngressRule, PEERS, PORTS), max_size=2),
-    st.none() | st.lists(st.builds(NetworkPolicyEgressRule, PEERS, PORTS), max_size=2),
+    ALL | SELECTOR,
+    st.sampled_from([None, None, ["Ingress"], ["Egress"], ["Egress", "Ingress"]]),
+    st.lists(st.builds(NetworkPolicyIngressRule, PEERS, PORTS), min_size=1, max_size=2) | st.none(),
+    st.lists(st.builds(NetworkPolicyEgressRule, PEERS, PORTS), min_size=1, max_size=2) | st.none(),
 )
 NAMESPACED = st.builds(NamespacedPods, SELECTOR, SELECTOR)
 CLUSTER_PORT = st.one_of(
@@ -428,7 +436,9 @@ EGRESS_RULE = st.one_of(
     st.builds(ClusterEgressRule, ACTION, st.lists(BEYOND | UNKNOWN_PEER, min_size=1, max_size=2), CLUSTER_PORTS),
 )
 DOMAIN_RULE = st.builds(ClusterEgressRule, st.just("Accept"), st.lists(DOMAIN, min_size=1, max_size=2), CLUSTER_PORTS)
-SUBJECT = st.builds(ClusterSubject, SELECTOR) | st.builds(ClusterSubject, pods=NAMESPACED)
+SUBJECT = (
+    st.builds(ClusterSubject, ALL) | st.builds(ClusterSubject, SELECTOR) | st.builds(ClusterSubject, pods=NAMESPACED)
+)
 
 
 def cluster_policies(egress, audited):
@@ -443,8 +453,8 @@ def cluster_policies(egress, audited):
         st.sampled_from(["Admin", "Baseline"]),
         st.integers(0, 1),
         SUBJECT,
-        st.lists(INGRESS_RULE, max_size=2),
-        st.lists(egress, max_size=3),
+        st.lists(INGRESS_RULE, min_size=1, max_size=2),
+        st.lists(egress, min_size=1, max_size=3),
     )
 
 
@@ -462,15 +472,16 @@ def pod(key: ObjectKey, node: str, labels, addresses, ports, special: str) -> Po
     return Pod(ObjectMeta(name=key.name, namespace=key.namespace, labels=labels), spec, status)
 
 
-POD_KEYS = [ObjectKey(namespace, name) for namespace in NAMESPACES for name in ("p", "q")]
+NAMED_PORTS = [("web", "TCP", 80), ("web", "TCP", 81), ("dns", "UDP", 53), ("web", "SCTP", 80), ("dns", "TCP", 80)]
+POD_KEYS = [ObjectKey(namespace, name) for namespace in NAMESPACES for name in ("p", "q", "r")]
 POD = st.builds(
     pod,
     st.sampled_from(POD_KEYS),
-    st.sampled_from([HERE, HERE, "n2"]),
+    st.sampled_from([HERE, HERE, HERE, "n2"]),
     LABELS,
-    st.lists(st.sampled_from(POD_ADDRESSES), max_size=2, unique=True),
-    st.lists(st.tuples(PORT_NAME, PROTOCOL, st.sampled_from([80, 81, 53])), max_size=2, unique=True),
-    st.sampled_from(["", "", "", "host", "ended", "sidecar"]),
+    st.lists(st.sampled_from(POD_ADDRESSES), min_size=1, max_size=2, unique=True),
+    st.lists(st.sampled_from(NAMED_PORTS), max_size=2, unique=True),
+    st.sampled_from([*[""] * 6, "host", "ended", "sidecar"]),
 )
 NAMESPACE = st.builds(
     lambda name, labels: Namespace(ObjectMeta(name=name, labels=labels)), st.sampled_from(NAMESPACES), LABELS
@@ -488,43 +499,43 @@ NODE = st.builds(
 POLICY = st.builds(
     policy, st.builds(ObjectKey, st.sampled_from(NAMESPACES), st.sampled_from(["p1", "p2"])), AUDITED, NETWORK_SPEC
 )
-CLUSTER_POLICY = cluster_policies(EGRESS_RULE, AUDITED)
-NAMED_POLICY = cluster_policies(EGRESS_RULE | DOMAIN_RULE, st.none())
+CLUSTER_POLICY = cluster_policies(EGRESS_RULE | DOMAIN_RULE, AUDITED)
 
 
 def _keyed(objects):
     return {found.key: found for found in objects}
 
 
-def worlds(cluster_policy=CLUSTER_POLICY):
+def worlds():
     return st.builds(
         World,
-        st.lists(POD, min_size=1, max_size=6).map(_keyed),
-        st.lists(NAMESPACE, max_size=2).map(_keyed),
-        st.lists(NODE, max_size=2).map(_keyed),
-        st.lists(POLICY, max_size=4).map(_keyed),
-        st.lists(cluster_policy, max_size=3).map(_keyed),
+        st.lists(POD, min_size=4, max_size=8).map(_keyed),
+        st.lists(NAMESPACE, max_size=3).map(_keyed),
+        st.lists(NODE, max_size=3).map(_keyed),
+        st.lists(POLICY, min_size=1, max_size=5).map(_keyed),
+        st.lists(CLUSTER_POLICY, max_size=3).map(_keyed),
     )
 
 
 @st.composite
-def histories(draw) -> list[World]:
-    """A world and what becomes of it: one object comes, changes or goes at a time, sometimes several at once."""
-    found = [draw(worlds(CLUSTER_POLICY | NAMED_POLICY))]
+def histories(draw, *, one_at_a_time: bool = False) -> list[World]:
+    """A world and what becomes of it: objects come, change and go, sometimes several at once."""
+    found = [draw(worlds())]
     kinds = {
         "pods": POD,
         "namespaces": NAMESPACE,
         "nodes": NODE,
         "policies": POLICY,
-        "cluster_policies": CLUSTER_POLICY | NAMED_POLICY,
+        "cluster_policies": CLUSTER_POLICY,
     }
     for _ in range(draw(st.integers(1, 3))):
         world = found[-1]
-        for kind in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3)):
+        for kind in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=1 if one_at_a_time else 3)):
             objects = dict(getattr(world, kind))
-            if objects and draw(st.booleans()):
+            goes = bool(objects) and draw(st.booleans())
+            if goes:
                 del objects[draw(st.sampled_from(sorted(objects)))]
-            if draw(st.booleans()):
+            if not goes or (not one_at_a_time and draw(st.booleans())):
                 objects |= _keyed([draw(kinds[kind])])
             world = altered(world, **{kind: objects})
         found.append(world)

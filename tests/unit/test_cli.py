@@ -672,7 +672,7 @@ def test_a_flow_without_a_service_as_a_line(waggle, agent: StandInAgent):
 POLICY = DROP | {
     "kind": "policy",
     "verdict": "dropped",
-    "reason": "policy",
+    "reason": "policy_ingress",
     "direction": "ingress",
     "rule": {"object": "NetworkPolicy t/web", "direction": "ingress", "index": 2, "file": "web.yaml", "line": 12},
     "policies": [],
@@ -682,12 +682,18 @@ POLICY = DROP | {
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, "DROPPED   TCP {ends}: ingress rule 2 of NetworkPolicy t/web (web.yaml:12) [policy] at pod_egress"),
+        (
+            {},
+            "DROPPED   TCP {ends}: ingress rule 2 of NetworkPolicy t/web (web.yaml:12) [policy_ingress] at pod_egress",
+        ),
         (
             {"rule": None, "policies": ["NetworkPolicy t/a", "NetworkPolicy t/b"]},
-            "no ingress rule allows it: isolated by NetworkPolicy t/a, NetworkPolicy t/b [policy] at pod_egress",
+            "no ingress rule allows it: isolated by NetworkPolicy t/a, NetworkPolicy t/b [policy_ingress] at",
         ),
-        ({"verdict": "audit", "rule": None}, "AUDIT     TCP {ends}: no ingress rule allows it: isolated [policy] at"),
+        (
+            {"verdict": "audit", "rule": None},
+            "AUDIT     TCP {ends}: no ingress rule allows it: isolated [policy_ingress] at",
+        ),
         ({"suppressed": 7}, "at pod_egress #9f3a-17  (7 more before it were left out)"),
     ],
 )

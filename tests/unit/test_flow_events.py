@@ -34,24 +34,27 @@ from waggle.model.objects import (
     PodSpec,
     PodStatus,
 )
+from waggle.model.policy_rules import Direction as RuleDirection
+from waggle.model.policy_rules import RuleRef
 from waggle.observe.denials import OTHERS, Denials, Denied
 from waggle.observe.events import Naming, describe
 from waggle.observe.flow_log import OLDER, FlowLog
 from waggle.observe.history import History, size_of
 from waggle.observe.names import Names
-from waggle.observe.rules import RuleRef
+from waggle.observe.rules import PlacedRule, PlannedRules
+from waggle.plan.policy_tables import PolicyTables, SetRef
 from waggle.store import Store
 from waggle.testing.memory_map import MemoryMap
 
 CLIENT, WEB, VIP = "10.244.1.10", "10.244.2.10", "10.96.0.10"
 SET, RULE = 0x1122334455667788, 0xAABBCCDD
-REF = RuleRef("NetworkPolicy", "t", "web", "ingress", 2, "policy.yaml", 12)
+REF = PlacedRule(RuleRef("NetworkPolicy", ObjectKey("t", "web"), RuleDirection.INGRESS, 2), "policy.yaml", 12)
 
 
 class KnownRules:
     """One rule, and one set."""
 
-    def rule(self, number: int) -> RuleRef | None:
+    def rule(self, number: int) -> PlacedRule | None:
         return REF if number == RULE else None
 
     def policies(self, number: int) -> tuple[str, ...]:
@@ -193,6 +196,31 @@ def test_numbers_of_another_version_are_shown_as_they_are(naming: Naming):
     facts = describe(naming.name(denied(reason=31, hook=6, verdict=9, kind=77, proto=47), 0.0))
     assert (facts["reason"], facts["hook"], facts["verdict"]) == ("unknown_31", "unknown_6", "unknown_9")
     assert (facts["kind"], facts["protocol"], facts["explanation"]) == ("", "47", "")
+
+
+def test_rules_are_those_of_the_plan_and_those_that_just_were():
+    tables = PolicyTables()
+    ref = RuleRef("NetworkPolicy", ObjectKey("t", "web"), RuleDirection.INGRESS, 2, "the-name")
+    cluster = RuleRef("ClusterNetworkPolicy", ObjectKey("", "guard"), RuleDirection.EGRESS, 0)
+    tables.rules = {7: ref, 8: cluster}
+    tables.set_names = {
+        9: SetRef(RuleDirection.INGRESS, (("NetworkPolicy", ref.key), ("ClusterNetworkPolicy", cluster.key)))
+    }
+    lines = {ref.key: 12}
+    rules = PlannedRules(
+        lambda: tables, lambda kind, key: ("file:/etc/p.yaml" if key in lines else "api", lines.get(key))
+    )
+    place = {"file": "/etc/p.yaml", "line": 12}
+    shown = {"object": "NetworkPolicy t/web", "direction": "ingress", "index": 2, "name": "the-name"}
+    assert rules.rule(7).as_json() == shown | place
+    assert rules.rule(8).as_json() == {"object": "ClusterNetworkPolicy guard", "direction": "egress", "index": 0}
+    assert rules.policies(9) == ("NetworkPolicy t/web", "ClusterNetworkPolicy guard")
+    assert rules.rule(7) is rules.rule(7) and rules.rule(0) is None and rules.policies(1) == ()
+    lines[ref.key] = 15  # the file has changed
+    assert rules.rule(7).line == 15
+    tables.rules.clear()
+    tables.set_names.clear()
+    assert rules.rule(7).as_json() == shown | place | {"line": 15} and len(rules.policies(9)) == 2
 
 
 # -- memory ------------------------------------------------------------------------------------------------------

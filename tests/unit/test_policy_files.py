@@ -253,17 +253,13 @@ def test_equal_priorities(tmp_path: Path) -> None:
         return [f.reason for f in lint(read_policy_files([tmp_path]).world()) if f.code == "equal-priority"]
 
     deny = "  ingress: [{action: Deny, from: [{namespaces: {}}]}]\n"
-    accept = (
-        "  ingress: [{action: Accept, from: [{namespaces: {matchLabels: {team: ops}}}], "
-        "protocols: [{tcp: {destinationPort: {number: 80}}}]}]\n"
-    )
+    tcp, udp = (f"protocols: [{{{name}: {{destinationPort: {{number: 80}}}}}}]" for name in ("tcp", "udp"))
+    accept = f"  ingress: [{{action: Accept, from: [{{namespaces: {{matchLabels: {{team: ops}}}}}}], {tcp}}}]\n"
     (reason,) = both(deny, accept)
     assert reason.startswith("has the priority of a, and ingress[0] can match what ingress[0] there matches")
     assert both(deny, accept, priority=6) == []
     assert both(deny, deny) == []  # they agree
-    assert (
-        both(deny.replace("}]}]", "}], protocols: [{udp: {destinationPort: {number: 80}}}]}]"), accept) == []
-    )  # no packet is of both
+    assert both(deny.replace("}]}]", "}], " + udp + "}]"), accept) == []  # no packet is of both
 
 
 def test_rules_that_are_not_understood() -> None:
@@ -297,8 +293,10 @@ def test_refused_objects_are_errors(waggle, tmp_path: Path) -> None:
     assert ran.code == 2
     assert "error: policies.yaml:12: NetworkPolicy x: the NetworkPolicy has no apiVersion" in ran.out
     assert waggle("policy", "check", "nowhere").code == 2
-    twice = waggle("policy", "check", "workloads.yaml", "--with", "workloads.yaml")
-    assert "is given in workloads.yaml:1 too" in twice.out
+    (tmp_path / "policies.yaml").write_text(FINE)
+    assert waggle("policy", "check", "policies.yaml", "--with", ".").code == 0  # the same file twice is one file
+    (tmp_path / "again.yaml").write_text(FINE)
+    assert "policies.yaml:1: NetworkPolicy shop/p: is given in again.yaml:1 too" in waggle("policy", "check", ".").out
 
 
 def test_diff(waggle, tmp_path: Path) -> None:

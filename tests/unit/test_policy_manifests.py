@@ -198,6 +198,12 @@ def test_a_cluster_policy_without_what_it_needs(missing: str) -> None:
     assert error.reason == f"spec.{missing} is missing"
 
 
+def test_which_pods_of_some_namespaces_has_to_be_said() -> None:
+    subject = {"pods": {"namespaceSelector": {"matchLabels": {"tier": "front"}}}}
+    [error] = of("ClusterNetworkPolicy", cluster(subject=subject)).errors
+    assert error.reason == "spec.subject.pods.podSelector is missing"
+
+
 # -- the CRD ----------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ struct wag_event {
 	__u64 policy;  /* policy: the set of policies that decided */
 	struct wag_addr src;
 	struct wag_addr dst;      /* drop, and flow without a Service: destination; flow: frontend */
-	struct wag_addr backend;  /* flow: chosen backend; zeros where no Service was asked */
+	struct wag_addr backend;  /* flow: chosen backend; policy: the destination that was judged; zeros where it is `dst` */
 	__be16 sport;
 	__be16 dport;
 	__be16 bport;
@@ -172,6 +172,29 @@ WAG_INLINE void wag_count(__u32 index)
 
 	if (value)
 		(*value)++;
+}
+
+/* Policies have decided against a packet, or would have: counts it. */
+WAG_INLINE void wag_count_denial(__u64 policy, __u32 rule, enum wag_direction direction, enum wag_outcome outcome)
+{
+	struct wag_denial_key key = { .policy = policy, .rule = rule, .direction = direction, .verdict = outcome };
+	__u64 *count = bpf_map_lookup_elem(&wag_denials, &key), one = 1;
+
+	if (!count && !bpf_map_update_elem(&wag_denials, &key, &one, BPF_NOEXIST))
+		return;
+	if (!count) { /* another CPU was faster, or there is no room */
+		count = bpf_map_lookup_elem(&wag_denials, &key);
+		if (!count) {
+			key.policy = 0;
+			key.rule = 0;
+			count = bpf_map_lookup_elem(&wag_denials, &key);
+		}
+		if (!count) {
+			bpf_map_update_elem(&wag_denials, &key, &one, BPF_NOEXIST);
+			return;
+		}
+	}
+	__sync_fetch_and_add(count, 1);
 }
 
 #define WAG_BURST_NS 1000000000ULL /* so much time's worth of events may leave at once */

@@ -13,6 +13,7 @@
 #include "event.h"
 #include "fragment.h"
 #include "packet.h"
+#include "policy.h"
 #include "report.h"
 #include "uplink.h"
 
@@ -164,11 +165,10 @@ WAG_INLINE enum wag_verdict wag_to_wire(wag_ctx *ctx, struct wag_packet *packet,
 	return WAG_TO_WIRE;
 }
 
-/* Where a packet goes that has the tuple `to`, or is about to get it. Prepares its headers for the way. */
-WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to)
+/* Where a packet goes whose destination has the entry `endpoint`, and prepares its headers for the way. */
+WAG_INLINE enum wag_verdict wag_way(wag_ctx *ctx, struct wag_packet *packet, const struct wag_tuple *to,
+				    const struct wag_endpoint *endpoint)
 {
-	struct wag_endpoint *endpoint = wag_endpoint_find(&to->dst);
-
 #ifdef WAG_XDP
 	if (endpoint)
 		return WAG_PASS; /* XDP reaches no namespace */
@@ -178,6 +178,15 @@ WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, c
 	if (wag_endpoint_is(endpoint, WAG_ENDPOINT_NODE))
 		return WAG_PASS;
 	return wag_to_wire(ctx, packet, to, 0);
+}
+
+/* The same for a packet that has the tuple `to`, or is about to get it, if policies let it go there. */
+WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
+{
+	struct wag_endpoint *endpoint = wag_endpoint_find(&to->dst);
+	enum wag_reason reason = wag_admits(packet, to, endpoint);
+
+	return reason ? wag_drop(packet, reason) : wag_way(ctx, packet, to, endpoint);
 }
 
 #ifndef WAG_XDP
@@ -207,8 +216,6 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 		ctx->mark = WAG_MARK;
 	if (wag_begins_directly(packet, verdict))
 		wag_direct_record(packet);
-	if (packet->audit && verdict != WAG_DROP)
-		wag_report_audit(ctx, packet);
 	switch (verdict) {
 	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
 		return outside ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);

@@ -55,16 +55,18 @@ WAG_INLINE bool wag_is_connected(wag_ctx *ctx, struct wag_packet *packet, struct
 __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
+	int reason = WAG_REASON_NONE;
 	__u32 end;
-	int reason;
 
 	if (!packet || !work)
 		return WAG_REASON_NONE;
 	work->flow = packet->tuple;
 	end = wag_conn_key(&work->key, &work->flow);
-	if (wag_conn_open(packet, &work->key))
-		return WAG_REASON_NONE;
-	reason = wag_policy_begin(packet, work, end);
+	packet->audit = 0;
+	if (!wag_conn_open(packet, &work->key))
+		reason = wag_policy_begin(packet, work, end);
+	if (!reason)
+		wag_policy_audits(packet);
 	/* what was there when the trial began goes on until it is confirmed: no socket that it keeps from connecting is connected */
 	if (reason && packet->trial && wag_is_connected(ctx, packet, work))
 		return WAG_REASON_NONE;

@@ -31,6 +31,7 @@
 enum wag_policy_flag {
 	WAG_POLICY_ALLOW = 1,
 	WAG_POLICY_AUDIT = 2, /* allowed; it would not be, were the audited policies enforced */
+	WAG_POLICY_LOST = 4,  /* in no step: the tables know nothing of the set */
 };
 
 struct wag_class_range_key {
@@ -136,6 +137,9 @@ struct wag_policy_work {
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
 	struct wag_conn conn;
+	/* by whom the packet would have been dropped that `audit` tells of */
+	__u64 audit_policy[2]; /* by direction, ingress first */
+	__u32 audit_rule[2];
 };
 
 /* Key 0. Programs alone, each for the time it runs, as wag_scratch. */
@@ -234,66 +238,129 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
-/* What one set says of a peer and a port. NULL, which denies: the tables are broken. */
-WAG_INLINE struct wag_policy_step *wag_policy_look_up(__u64 set, __u64 class, __u32 place)
+/* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
+static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
 {
 	struct wag_policy_key key = { .set = set, .peer = class };
+	struct wag_policy_step *step;
 	struct wag_policy_run *run;
 
+	if (!packet)
+		return 0;
+	packet->policy = set;
+	packet->rule = 0;
 	run = bpf_map_lookup_elem(&wag_policy, &key);
 	if (!run) {
 		key.peer = WAG_CLASS_ANY;
 		run = bpf_map_lookup_elem(&wag_policy, &key);
 	}
-	return run && run->count ? wag_policy_find(run, place) : NULL;
+	if (!run || !run->count)
+		return WAG_POLICY_LOST;
+	step = wag_policy_find(run, place);
+	if (!step)
+		return WAG_POLICY_LOST;
+	packet->rule = step->rule;
+	return step->verdict;
 }
 
-/* Does the step allow it? The packet notes who denies it, or, if nobody does, the first who would. */
-WAG_INLINE int wag_policy_note(struct wag_packet *packet, const struct wag_policy_step *step, __u64 set, __u32 direction)
+/* The set that was asked last allows it, and would not, were the audited policies enforced. */
+static __noinline int wag_policy_note(struct wag_packet *packet, __u32 direction)
 {
-	__u8 verdict = step ? step->verdict : 0;
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
 
-	if (!(verdict & WAG_POLICY_ALLOW) || (verdict & WAG_POLICY_AUDIT && !packet->audit)) {
-		packet->policy = set;
-		packet->rule = step ? step->rule : 0;
-		packet->direction = direction;
-	}
-	if (verdict & WAG_POLICY_AUDIT)
-		packet->audit = 1;
-	return verdict & WAG_POLICY_ALLOW;
+	if (!packet || !work)
+		return 0;
+	work->audit_policy[index] = packet->policy;
+	work->audit_rule[index] = packet->rule;
+	packet->audit |= direction;
+	return 0;
 }
 
-static __noinline int wag_policy_allows(struct wag_packet *packet, __u64 set, __u64 class, __u32 place, __u32 direction)
+/* In an event about the packet: which destination was judged, where it is not the one that the packet has. */
+WAG_INLINE void wag_policy_judged(struct wag_event *event, const struct wag_packet *packet)
 {
-	return packet ? wag_policy_note(packet, wag_policy_look_up(set, class, place), set, direction) : 0;
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work || (wag_addr_equal(&work->flow.dst, &packet->tuple.dst) && work->flow.dport == packet->tuple.dport))
+		return;
+	event->backend = work->flow.dst;
+	event->bport = work->flow.dport;
+}
+
+/* Counts and emits what audited policies of one direction would have dropped. */
+static __noinline int wag_report_audit(struct wag_packet *packet, __u32 direction)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	__u32 index = direction == WAG_DIRECTION_EGRESS;
+	struct wag_event *event;
+
+	if (!packet || !work)
+		return 0;
+	wag_count_denial(work->audit_policy[index], work->audit_rule[index], direction, WAG_OUTCOME_AUDIT);
+	event = wag_event_start(WAG_EVENT_POLICY, bpf_ktime_get_ns());
+	if (!event)
+		return 0;
+	event->src = packet->tuple.src;
+	event->dst = packet->tuple.dst;
+	event->sport = packet->tuple.sport;
+	event->dport = packet->tuple.dport;
+	event->proto = packet->tuple.proto;
+	event->hook = packet->hook;
+	event->verdict = WAG_OUTCOME_AUDIT;
+	if (packet->own)
+		event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_NODE_POLICY_EGRESS :
+								    WAG_REASON_NODE_POLICY_INGRESS;
+	else
+		event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_POLICY_EGRESS : WAG_REASON_POLICY_INGRESS;
+	event->direction = direction;
+	event->policy = work->audit_policy[index];
+	event->rule = work->audit_rule[index];
+	wag_policy_judged(event, packet);
+	wag_event_submit(event);
+	return 0;
+}
+
+/* The packet passes: would it, were the audited policies enforced? Once for a flow, and again when policies have changed. */
+WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
+{
+	if (packet->audit & WAG_DIRECTION_EGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_EGRESS);
+	if (packet->audit & WAG_DIRECTION_INGRESS)
+		wag_report_audit(packet, WAG_DIRECTION_INGRESS);
 }
 
 #ifdef WAG_OWN
 
 /*
- * The same of the node's own traffic. Where the tables know nothing of its set, it passes: who could put them right may have
- * no other way to this node.
+ * As wag_policy_judge, of the node's own traffic. Where the tables know nothing of its set, it passes: who could put them right
+ * may have no other way to this node.
  */
 WAG_INLINE int wag_own_judge(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_node_policy *own = wag_node_policy_find();
-	struct wag_policy_step *step;
-	__u32 place;
+	const struct wag_addr *here, *peer;
+	bool comes;
+	int verdict;
 	__u64 set;
 
-	if (!packet || !flow || !own)
+	if (!own)
 		return WAG_REASON_NONE;
-	place = wag_policy_place(flow->proto, flow->dport);
-	if (wag_addr_equal(&flow->dst, packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src)) {
-		set = packet->trial ? own->trial_ingress : own->ingress;
-		step = set ? wag_policy_look_up(set, wag_class_of(&flow->src, 0), place) : NULL;
-		return !step || wag_policy_note(packet, step, set, WAG_DIRECTION_INGRESS) ? WAG_REASON_NONE :
-											    WAG_REASON_NODE_POLICY_INGRESS;
-	}
-	set = packet->trial ? own->trial_egress : own->egress;
-	step = set ? wag_policy_look_up(set, wag_class_of(&flow->dst, 0), place) : NULL;
-	return !step || wag_policy_note(packet, step, set, WAG_DIRECTION_EGRESS) ? WAG_REASON_NONE :
-										   WAG_REASON_NODE_POLICY_EGRESS;
+	here = packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src;
+	comes = wag_addr_equal(&flow->dst, here);
+	peer = comes ? &flow->src : &flow->dst;
+	if (packet->trial)
+		set = comes ? own->trial_ingress : own->trial_egress;
+	else
+		set = comes ? own->ingress : own->egress;
+	if (!set)
+		return WAG_REASON_NONE;
+	verdict = wag_policy_ask(packet, set, wag_class_of(peer, 0), wag_policy_place(flow->proto, flow->dport));
+	if (!(verdict & (WAG_POLICY_ALLOW | WAG_POLICY_LOST)))
+		return comes ? WAG_REASON_NODE_POLICY_INGRESS : WAG_REASON_NODE_POLICY_EGRESS;
+	if (verdict & WAG_POLICY_AUDIT)
+		wag_policy_note(packet, comes ? WAG_DIRECTION_INGRESS : WAG_DIRECTION_EGRESS);
+	return WAG_REASON_NONE;
 }
 
 #endif
@@ -306,7 +373,7 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
-	__u64 class;
+	int verdict;
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
@@ -320,16 +387,20 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 	if (wag_endpoint_is(from, WAG_ENDPOINT_POD) && from->egress_policy) {
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
-		class = wag_class_seen(packet, &flow->dst, to);
-		if (!wag_policy_allows(packet, from->egress_policy, class, place, WAG_DIRECTION_EGRESS))
+		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_EGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_EGRESS);
 	}
 	if (wag_endpoint_is(to, WAG_ENDPOINT_POD) && to->ingress_policy) {
 		if (to->ingress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, from);
-		class = wag_class_seen(packet, &flow->src, from);
-		if (!wag_policy_allows(packet, to->ingress_policy, class, place, WAG_DIRECTION_INGRESS))
+		verdict = wag_policy_ask(packet, to->ingress_policy, wag_class_seen(packet, &flow->src, from), place);
+		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_INGRESS;
+		if (verdict & WAG_POLICY_AUDIT)
+			wag_policy_note(packet, WAG_DIRECTION_INGRESS);
 	}
 	return WAG_REASON_NONE;
 }
@@ -444,6 +515,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 		 */
 		set = packet->policy;
 		rule = packet->rule;
+		packet->audit = 0; /* of a direction that does not count */
 		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
@@ -462,20 +534,33 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 }
 
 /*
+ * Is it an error that passes where the packet does that it is about? That one was sent by whoever is told now. Routers
+ * complain about what was sent to others; pods of this node, which are none, about what was sent to themselves.
+ */
+WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const struct wag_policy_work *work,
+				     const struct wag_tuple *to)
+{
+	if (!packet->complains || !wag_addr_equal(&work->inner.src, &to->dst))
+		return false;
+	return wag_addr_equal(&work->inner.dst, &packet->tuple.src) ||
+	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.src), WAG_ENDPOINT_POD);
+}
+
+/*
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
  */
 __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
+	int reason = WAG_REASON_NONE;
 	__u32 end;
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_EGRESS;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
-	/* an error passes where the packet may that it is about, which its receiver has sent */
-	if (packet->complains && wag_addr_equal(&work->inner.src, &to->dst)) {
+	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
 		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
@@ -484,10 +569,15 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
-	if (wag_conn_open(packet, &work->key))
-		return WAG_REASON_NONE;
-	return wag_policy_begin(packet, work, end);
+	packet->audit = 0;
+	if (!wag_conn_open(packet, &work->key))
+		reason = wag_policy_begin(packet, work, end);
+	if (!reason)
+		wag_policy_audits(packet);
+	return reason;
 }
+
+#ifndef WAG_XDP
 
 /* As wag_policy_admit, where nothing is known of one of the ends: no flow of it can be. */
 static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_tuple *to)
@@ -496,45 +586,45 @@ static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_t
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_PENDING;
+	if (wag_addr_equal(&packet->tuple.src, &to->dst))
+		return WAG_REASON_NONE;
 	work->flow = packet->tuple;
 	work->flow.dst = to->dst;
 	work->flow.dport = to->dport;
 	return wag_policy_judge(packet, &work->flow);
 }
 
-WAG_INLINE bool wag_is_pending(const struct wag_endpoint *from, const struct wag_endpoint *to)
+#endif
+
+/* What of a packet's sender matters to policies, where it is a pod of this node. */
+WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_endpoint *from)
 {
-	return (wag_is_isolated(from) && from->egress_policy == WAG_POLICY_PENDING) ||
-	       (wag_is_isolated(to) && to->ingress_policy == WAG_POLICY_PENDING);
+	packet->isolated = wag_is_isolated(from);
+	packet->pending = packet->isolated && from->egress_policy == WAG_POLICY_PENDING;
 }
 
 /*
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
- * pass after looking at the two entries that say where they are. `from` and `dest`: the ends, NULL where they are elsewhere.
+ * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *from,
-				      const struct wag_endpoint *dest)
-{
-	enum wag_reason reason;
-
-	if (packet->admitted || (!wag_is_isolated(from) && !wag_is_isolated(dest)))
-		return WAG_REASON_NONE;
-	/* what an earlier pod with its address had, is not a new one's */
-	reason = wag_is_pending(from, dest) && !wag_addr_equal(&packet->tuple.src, &to->dst) ? wag_policy_pending(packet, to) :
-												 wag_policy_admit(packet, to);
-	packet->admitted = !reason;
-	return reason;
-}
-
-/* For whoever has not looked them up. */
-WAG_INLINE enum wag_reason wag_admits_to(struct wag_packet *packet, struct wag_tuple *to)
+WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
-#endif
-	if (packet->admitted)
+#else
+	bool isolated = wag_is_isolated(dest);
+	enum wag_reason reason;
+
+	if (packet->admitted || (!packet->isolated && !isolated))
 		return WAG_REASON_NONE;
-	return wag_admits(packet, to, wag_endpoint_find(&packet->tuple.src), wag_endpoint_find(&to->dst));
+	/* what an earlier pod with its address had, is not a new one's */
+	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
+		reason = wag_policy_pending(packet, to);
+	else
+		reason = wag_policy_admit(packet, to);
+	packet->admitted = !reason;
+	return reason;
+#endif
 }
 
 #endif

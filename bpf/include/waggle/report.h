@@ -11,29 +11,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "packet.h"
-
-/* Policies have decided against a packet, or would have: counts it. */
-WAG_INLINE void wag_count_denial(__u64 policy, __u32 rule, enum wag_direction direction, enum wag_outcome outcome)
-{
-	struct wag_denial_key key = { .policy = policy, .rule = rule, .direction = direction, .verdict = outcome };
-	__u64 *count = bpf_map_lookup_elem(&wag_denials, &key), one = 1;
-
-	if (!count && !bpf_map_update_elem(&wag_denials, &key, &one, BPF_NOEXIST))
-		return;
-	if (!count) { /* another CPU was faster, or there is no room */
-		count = bpf_map_lookup_elem(&wag_denials, &key);
-		if (!count) {
-			key.policy = 0;
-			key.rule = 0;
-			count = bpf_map_lookup_elem(&wag_denials, &key);
-		}
-		if (!count) {
-			bpf_map_update_elem(&wag_denials, &key, &one, BPF_NOEXIST);
-			return;
-		}
-	}
-	__sync_fetch_and_add(count, 1);
-}
+#include "policy.h"
 
 /* An event about a packet as it is now. NULL where none is due. */
 WAG_INLINE struct wag_event *wag_packet_event(wag_ctx *ctx, const struct wag_packet *packet, enum wag_event_kind kind,
@@ -58,55 +36,47 @@ WAG_INLINE struct wag_event *wag_packet_event(wag_ctx *ctx, const struct wag_pac
 	return event;
 }
 
+/* Whose policies refuse the packet? */
+WAG_INLINE enum wag_direction wag_reason_direction(enum wag_reason reason)
+{
+	switch (reason) {
+	case WAG_REASON_POLICY_INGRESS:
+	case WAG_REASON_NODE_POLICY_INGRESS:
+		return WAG_DIRECTION_INGRESS;
+	case WAG_REASON_POLICY_EGRESS:
+	case WAG_REASON_NODE_POLICY_EGRESS:
+		return WAG_DIRECTION_EGRESS;
+	default:
+		return WAG_DIRECTION_NONE;
+	}
+}
+
 static __noinline int wag_report_drop(wag_ctx *ctx, struct wag_packet *packet, enum wag_outcome outcome)
 {
+	enum wag_direction direction;
 	struct wag_event *event;
-	bool by_policy;
 
 	if (!packet)
 		return 0;
 	wag_count_drop(packet->reason, packet->hook & (WAG_HOOK_MAX - 1));
-	by_policy = wag_reason_is_policy(packet->reason);
-	if (by_policy)
-		wag_count_denial(packet->policy, packet->rule, packet->direction, outcome);
-	event = wag_packet_event(ctx, packet, by_policy ? WAG_EVENT_POLICY : WAG_EVENT_DROP, outcome);
+	direction = wag_reason_direction(packet->reason);
+	if (direction)
+		wag_count_denial(packet->policy, packet->rule, direction, outcome);
+	event = wag_packet_event(ctx, packet, direction ? WAG_EVENT_POLICY : WAG_EVENT_DROP, outcome);
 	if (!event)
 		return 0;
 	event->reason = packet->reason;
-	if (by_policy) {
+	if (direction) {
 		event->policy = packet->policy;
 		event->rule = packet->rule;
-		event->direction = packet->direction;
+		event->direction = direction;
+		wag_policy_judged(event, packet);
 	}
 	wag_event_submit(event);
 	return 0;
 }
 
 #ifndef WAG_XDP
-
-/* A flow begins that audited policies would not allow. */
-static __noinline int wag_report_audit(wag_ctx *ctx, struct wag_packet *packet)
-{
-	struct wag_event *event;
-
-	if (!packet)
-		return 0;
-	wag_count_denial(packet->policy, packet->rule, packet->direction, WAG_OUTCOME_AUDIT);
-	event = wag_packet_event(ctx, packet, WAG_EVENT_POLICY, WAG_OUTCOME_AUDIT);
-	if (!event)
-		return 0;
-	if (packet->own)
-		event->reason = packet->direction == WAG_DIRECTION_INGRESS ? WAG_REASON_NODE_POLICY_INGRESS :
-									     WAG_REASON_NODE_POLICY_EGRESS;
-	else
-		event->reason = packet->direction == WAG_DIRECTION_INGRESS ? WAG_REASON_POLICY_INGRESS :
-									     WAG_REASON_POLICY_EGRESS;
-	event->policy = packet->policy;
-	event->rule = packet->rule;
-	event->direction = packet->direction;
-	wag_event_submit(event);
-	return 0;
-}
 
 #define WAG_SEEN 256
 #define WAG_SEEN_NS 1000000000ULL

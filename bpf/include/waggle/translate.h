@@ -102,11 +102,9 @@ static __noinline int wag_service_begin(wag_ctx *ctx, struct wag_packet *packet,
 	to->dport = backend.port;
 	local = wag_endpoint_find(&backend.addr);
 	client = wag_endpoint_find(&packet->tuple.src);
-#ifndef WAG_XDP
-	reason = wag_admits(packet, to, client, local); /* before there is an entry that nothing may use */
+	reason = wag_admits(packet, to, local); /* before there is an entry that nothing may use */
 	if (reason)
 		return reason;
-#endif
 	/*
 	 * Replies must come back through here: a remote backend would answer an outside client directly, and a pod that
 	 * was sent to itself would not answer at all. Backends on this node answer through here anyhow, so that the

@@ -50,13 +50,6 @@ static inline __attribute__((always_inline)) int wag_reason_rejects(enum wag_rea
 	return reason == WAG_REASON_NO_BACKEND || reason == WAG_REASON_NO_PORT;
 }
 
-/* Have policies decided? Then the packet says which. */
-static inline __attribute__((always_inline)) int wag_reason_is_policy(enum wag_reason reason)
-{
-	return reason == WAG_REASON_POLICY_INGRESS || reason == WAG_REASON_POLICY_EGRESS ||
-	       reason == WAG_REASON_NODE_POLICY_INGRESS || reason == WAG_REASON_NODE_POLICY_EGRESS;
-}
-
 enum wag_hook {
 	WAG_HOOK_SOCKET = 0,
 	WAG_HOOK_POD_EGRESS = 1,

@@ -180,6 +180,7 @@ class PolicyFlag(IntFlag):
 
     ALLOW = 1
     AUDIT = 2
+    LOST = 4
 
 
 class PolicyProtocol(IntEnum):
@@ -674,312 +675,6 @@ class Fragment(NamedTuple):
         return cls.of(*_FRAGMENT.unpack(raw))
 
 
-SEEN_SIZE = 16
-_SEEN = Struct("=QQ")
-
-
-class Seen(NamedTuple):
-    """struct wag_seen: 16 bytes."""
-
-    tag: int
-    time_ns: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.tag,
-            self.time_ns,
-        )
-
-    def pack(self) -> bytes:
-        return _SEEN.pack(self.tag, self.time_ns)
-
-    @classmethod
-    def of(cls, *v: Any) -> Seen:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Seen:
-        return cls.of(*_SEEN.unpack(raw))
-
-
-UPLINK_SIZE = 8
-_UPLINK = Struct("=6s2x")
-
-
-class Uplink(NamedTuple):
-    """struct wag_uplink: 8 bytes."""
-
-    mac: bytes
-
-    def values(self) -> tuple[Any, ...]:
-        return (self.mac,)
-
-    def pack(self) -> bytes:
-        return _UPLINK.pack(self.mac)
-
-    @classmethod
-    def of(cls, *v: Any) -> Uplink:
-        return cls(v[0])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Uplink:
-        return cls.of(*_UPLINK.unpack(raw))
-
-
-HEALTH_KEY_SIZE = 4
-_HEALTH_KEY = Struct("=HH")
-
-
-class HealthKey(NamedTuple):
-    """struct wag_health_key: 4 bytes."""
-
-    port: int
-    family: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            _swap16(self.port),
-            self.family,
-        )
-
-    def pack(self) -> bytes:
-        return _HEALTH_KEY.pack(_swap16(self.port), self.family)
-
-    @classmethod
-    def of(cls, *v: Any) -> HealthKey:
-        return cls(_swap16(v[0]), v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> HealthKey:
-        return cls.of(*_HEALTH_KEY.unpack(raw))
-
-
-HEALTH_SIZE = 132
-_HEALTH = Struct("=I64s64s")
-
-
-class Health(NamedTuple):
-    """struct wag_health: 132 bytes."""
-
-    endpoints: int
-    namespace: bytes
-    name: bytes
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.endpoints,
-            self.namespace,
-            self.name,
-        )
-
-    def pack(self) -> bytes:
-        return _HEALTH.pack(self.endpoints, self.namespace, self.name)
-
-    @classmethod
-    def of(cls, *v: Any) -> Health:
-        return cls(v[0], v[1], v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Health:
-        return cls.of(*_HEALTH.unpack(raw))
-
-
-MAGLEV_SIZE = 8192
-_MAGLEV = Struct("=8192s")
-
-
-class Maglev(NamedTuple):
-    """struct wag_maglev: 8192 bytes."""
-
-    slot: bytes
-
-    def values(self) -> tuple[Any, ...]:
-        return (self.slot,)
-
-    def pack(self) -> bytes:
-        return _MAGLEV.pack(self.slot)
-
-    @classmethod
-    def of(cls, *v: Any) -> Maglev:
-        return cls(v[0])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Maglev:
-        return cls.of(*_MAGLEV.unpack(raw))
-
-
-SERVICE_KEY_SIZE = 24
-_SERVICE_KEY = Struct("=16sHBB4x")
-
-
-class ServiceKey(NamedTuple):
-    """struct wag_service_key: 24 bytes."""
-
-    addr: bytes
-    port: int
-    proto: int
-    scope: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.addr,
-            _swap16(self.port),
-            self.proto,
-            self.scope,
-        )
-
-    def pack(self) -> bytes:
-        return _SERVICE_KEY.pack(self.addr, _swap16(self.port), self.proto, self.scope)
-
-    @classmethod
-    def of(cls, *v: Any) -> ServiceKey:
-        return cls(v[0], _swap16(v[1]), v[2], v[3])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> ServiceKey:
-        return cls.of(*_SERVICE_KEY.unpack(raw))
-
-
-SERVICE_SIZE = 40
-_SERVICE = Struct("=IIIHHIIQI4x")
-
-
-class Service(NamedTuple):
-    """struct wag_service: 40 bytes."""
-
-    offset: int
-    count: int  # type: ignore[assignment]  # tuple has a method of this name
-    revision: int
-    flags: int
-    draining: int
-    affinity_s: int
-    id: int
-    ranges: int
-    maglev: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.offset,
-            self.count,
-            self.revision,
-            self.flags,
-            self.draining,
-            self.affinity_s,
-            self.id,
-            self.ranges,
-            self.maglev,
-        )
-
-    def pack(self) -> bytes:
-        return _SERVICE.pack(
-            self.offset,
-            self.count,
-            self.revision,
-            self.flags,
-            self.draining,
-            self.affinity_s,
-            self.id,
-            self.ranges,
-            self.maglev,
-        )
-
-    @classmethod
-    def of(cls, *v: Any) -> Service:
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Service:
-        return cls.of(*_SERVICE.unpack(raw))
-
-
-BACKEND_SIZE = 24
-_BACKEND = Struct("=16sHH4x")
-
-
-class Backend(NamedTuple):
-    """struct wag_backend: 24 bytes."""
-
-    addr: bytes
-    port: int
-    flags: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.addr,
-            _swap16(self.port),
-            self.flags,
-        )
-
-    def pack(self) -> bytes:
-        return _BACKEND.pack(self.addr, _swap16(self.port), self.flags)
-
-    @classmethod
-    def of(cls, *v: Any) -> Backend:
-        return cls(v[0], _swap16(v[1]), v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Backend:
-        return cls.of(*_BACKEND.unpack(raw))
-
-
-AFFINITY_KEY_SIZE = 24
-_AFFINITY_KEY = Struct("=16sI4x")
-
-
-class AffinityKey(NamedTuple):
-    """struct wag_affinity_key: 24 bytes."""
-
-    client: bytes
-    id: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.client,
-            self.id,
-        )
-
-    def pack(self) -> bytes:
-        return _AFFINITY_KEY.pack(self.client, self.id)
-
-    @classmethod
-    def of(cls, *v: Any) -> AffinityKey:
-        return cls(v[0], v[1])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> AffinityKey:
-        return cls.of(*_AFFINITY_KEY.unpack(raw))
-
-
-AFFINITY_SIZE = 32
-_AFFINITY = Struct("=16sH6xQ")
-
-
-class Affinity(NamedTuple):
-    """struct wag_affinity: 32 bytes."""
-
-    addr: bytes
-    port: int
-    used_ns: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.addr,
-            _swap16(self.port),
-            self.used_ns,
-        )
-
-    def pack(self) -> bytes:
-        return _AFFINITY.pack(self.addr, _swap16(self.port), self.used_ns)
-
-    @classmethod
-    def of(cls, *v: Any) -> Affinity:
-        return cls(v[0], _swap16(v[1]), v[2])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Affinity:
-        return cls.of(*_AFFINITY.unpack(raw))
-
-
 TUPLE_SIZE = 40
 _TUPLE = Struct("=16s16sHHB3x")
 
@@ -1310,18 +1005,20 @@ class Conn(NamedTuple):
         return cls.of(*_CONN.unpack(raw))
 
 
-POLICY_WORK_SIZE = 176
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII")
+POLICY_WORK_SIZE = 200
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQII16s8s")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 176 bytes."""
+    """struct wag_policy_work: 200 bytes."""
 
     flow: Tuple
     back: Tuple
     key: Tuple
     inner: Tuple
     conn: Conn
+    audit_policy: bytes
+    audit_rule: bytes
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -1330,11 +1027,19 @@ class PolicyWork(NamedTuple):
             *self.key.values(),
             *self.inner.values(),
             *self.conn.values(),
+            self.audit_policy,
+            self.audit_rule,
         )
 
     def pack(self) -> bytes:
         return _POLICY_WORK.pack(
-            *self.flow.values(), *self.back.values(), *self.key.values(), *self.inner.values(), *self.conn.values()
+            *self.flow.values(),
+            *self.back.values(),
+            *self.key.values(),
+            *self.inner.values(),
+            *self.conn.values(),
+            self.audit_policy,
+            self.audit_rule,
         )
 
     @classmethod
@@ -1345,11 +1050,319 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[10], v[11], v[12], v[13], v[14]),
             Tuple.of(v[15], v[16], v[17], v[18], v[19]),
             Conn.of(v[20], v[21], v[22]),
+            v[23],
+            v[24],
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> PolicyWork:
         return cls.of(*_POLICY_WORK.unpack(raw))
+
+
+SEEN_SIZE = 16
+_SEEN = Struct("=QQ")
+
+
+class Seen(NamedTuple):
+    """struct wag_seen: 16 bytes."""
+
+    tag: int
+    time_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.tag,
+            self.time_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _SEEN.pack(self.tag, self.time_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> Seen:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Seen:
+        return cls.of(*_SEEN.unpack(raw))
+
+
+UPLINK_SIZE = 8
+_UPLINK = Struct("=6s2x")
+
+
+class Uplink(NamedTuple):
+    """struct wag_uplink: 8 bytes."""
+
+    mac: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (self.mac,)
+
+    def pack(self) -> bytes:
+        return _UPLINK.pack(self.mac)
+
+    @classmethod
+    def of(cls, *v: Any) -> Uplink:
+        return cls(v[0])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Uplink:
+        return cls.of(*_UPLINK.unpack(raw))
+
+
+HEALTH_KEY_SIZE = 4
+_HEALTH_KEY = Struct("=HH")
+
+
+class HealthKey(NamedTuple):
+    """struct wag_health_key: 4 bytes."""
+
+    port: int
+    family: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            _swap16(self.port),
+            self.family,
+        )
+
+    def pack(self) -> bytes:
+        return _HEALTH_KEY.pack(_swap16(self.port), self.family)
+
+    @classmethod
+    def of(cls, *v: Any) -> HealthKey:
+        return cls(_swap16(v[0]), v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> HealthKey:
+        return cls.of(*_HEALTH_KEY.unpack(raw))
+
+
+HEALTH_SIZE = 132
+_HEALTH = Struct("=I64s64s")
+
+
+class Health(NamedTuple):
+    """struct wag_health: 132 bytes."""
+
+    endpoints: int
+    namespace: bytes
+    name: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.endpoints,
+            self.namespace,
+            self.name,
+        )
+
+    def pack(self) -> bytes:
+        return _HEALTH.pack(self.endpoints, self.namespace, self.name)
+
+    @classmethod
+    def of(cls, *v: Any) -> Health:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Health:
+        return cls.of(*_HEALTH.unpack(raw))
+
+
+MAGLEV_SIZE = 8192
+_MAGLEV = Struct("=8192s")
+
+
+class Maglev(NamedTuple):
+    """struct wag_maglev: 8192 bytes."""
+
+    slot: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (self.slot,)
+
+    def pack(self) -> bytes:
+        return _MAGLEV.pack(self.slot)
+
+    @classmethod
+    def of(cls, *v: Any) -> Maglev:
+        return cls(v[0])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Maglev:
+        return cls.of(*_MAGLEV.unpack(raw))
+
+
+SERVICE_KEY_SIZE = 24
+_SERVICE_KEY = Struct("=16sHBB4x")
+
+
+class ServiceKey(NamedTuple):
+    """struct wag_service_key: 24 bytes."""
+
+    addr: bytes
+    port: int
+    proto: int
+    scope: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.addr,
+            _swap16(self.port),
+            self.proto,
+            self.scope,
+        )
+
+    def pack(self) -> bytes:
+        return _SERVICE_KEY.pack(self.addr, _swap16(self.port), self.proto, self.scope)
+
+    @classmethod
+    def of(cls, *v: Any) -> ServiceKey:
+        return cls(v[0], _swap16(v[1]), v[2], v[3])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ServiceKey:
+        return cls.of(*_SERVICE_KEY.unpack(raw))
+
+
+SERVICE_SIZE = 40
+_SERVICE = Struct("=IIIHHIIQI4x")
+
+
+class Service(NamedTuple):
+    """struct wag_service: 40 bytes."""
+
+    offset: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+    revision: int
+    flags: int
+    draining: int
+    affinity_s: int
+    id: int
+    ranges: int
+    maglev: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.offset,
+            self.count,
+            self.revision,
+            self.flags,
+            self.draining,
+            self.affinity_s,
+            self.id,
+            self.ranges,
+            self.maglev,
+        )
+
+    def pack(self) -> bytes:
+        return _SERVICE.pack(
+            self.offset,
+            self.count,
+            self.revision,
+            self.flags,
+            self.draining,
+            self.affinity_s,
+            self.id,
+            self.ranges,
+            self.maglev,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> Service:
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Service:
+        return cls.of(*_SERVICE.unpack(raw))
+
+
+BACKEND_SIZE = 24
+_BACKEND = Struct("=16sHH4x")
+
+
+class Backend(NamedTuple):
+    """struct wag_backend: 24 bytes."""
+
+    addr: bytes
+    port: int
+    flags: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.addr,
+            _swap16(self.port),
+            self.flags,
+        )
+
+    def pack(self) -> bytes:
+        return _BACKEND.pack(self.addr, _swap16(self.port), self.flags)
+
+    @classmethod
+    def of(cls, *v: Any) -> Backend:
+        return cls(v[0], _swap16(v[1]), v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Backend:
+        return cls.of(*_BACKEND.unpack(raw))
+
+
+AFFINITY_KEY_SIZE = 24
+_AFFINITY_KEY = Struct("=16sI4x")
+
+
+class AffinityKey(NamedTuple):
+    """struct wag_affinity_key: 24 bytes."""
+
+    client: bytes
+    id: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.client,
+            self.id,
+        )
+
+    def pack(self) -> bytes:
+        return _AFFINITY_KEY.pack(self.client, self.id)
+
+    @classmethod
+    def of(cls, *v: Any) -> AffinityKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> AffinityKey:
+        return cls.of(*_AFFINITY_KEY.unpack(raw))
+
+
+AFFINITY_SIZE = 32
+_AFFINITY = Struct("=16sH6xQ")
+
+
+class Affinity(NamedTuple):
+    """struct wag_affinity: 32 bytes."""
+
+    addr: bytes
+    port: int
+    used_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.addr,
+            _swap16(self.port),
+            self.used_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _AFFINITY.pack(self.addr, _swap16(self.port), self.used_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> Affinity:
+        return cls(v[0], _swap16(v[1]), v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Affinity:
+        return cls.of(*_AFFINITY.unpack(raw))
 
 
 RANGE_KEY_SIZE = 28

@@ -45,11 +45,14 @@ from waggle.model.choice import NodeFacts
 from waggle.model.health import is_leaving
 from waggle.model.host_port import HostPortOwner, PodPorts, changed, faults, node_host_ports
 from waggle.model.objects import Node, ObjectKey
+from waggle.model.packets import Cluster, LocalNode
+from waggle.model.policy import PolicyWorld
 from waggle.model.service import Balancing, Forwarding, ignored_annotations, open_families
 from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_networks
+from waggle.model.why import Situation
 from waggle.model.workload import DEFAULT_NAMESPACE
 from waggle.observe.names import Names
-from waggle.observe.rules import NoRules, Rules
+from waggle.observe.rules import PlannedRules
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
 from waggle.plan.names import ServiceNames
@@ -151,7 +154,6 @@ class Agent:
         self.kernel_sweeps = True
         self.doctor = Doctor(self)
         self.flows: Flows
-        self.rules: Rules = NoRules()
         self.cni: CniService
         self.attached_pods = AttachedPods(self.store, config.node_name, lambda: self.cni.attachments())
         self.podman: PodmanSource | None = None
@@ -244,7 +246,12 @@ class Agent:
             self.network.attach()
         else:
             log.info("the tables have a new layout: what is at work stays until they are full")
-        self.flows = Flows(self.config, self.datapath.maps, self.names, self.rules)
+        self.flows = Flows(
+            self.config,
+            self.datapath.maps,
+            self.names,
+            PlannedRules(lambda: self.policies.planner.tables, self.place_of),
+        )
         self.names.by_netns[netns_cookie_of_self()] = f"node {self.config.node_name}"
         log.info(
             "data path ready in %.0f ms: node %s, addresses %s, uplinks %s, %d frontends and %d pods taken over",
@@ -389,6 +396,34 @@ class Agent:
         It may be so no longer, from the moment the first policy comes until the cluster's pods are known."""
         known = all(source.policies_synced.is_set() for source in self.sources.values())
         return known and self.all_synced and self.attached_pods.published
+
+    def situation(self) -> Situation:
+        """The objects as they are now, for the model to be asked; a copy, that stays as it is in another thread."""
+        store, facts, node = self.store, self.context.node, self.network.node
+        slices = {key: piece for pieces in store.slices_of.values() for key, piece in pieces.items()}
+        serving = {key: pod for key, pod in store.pods.items() if store.owner("Pod", key) != KUBERNETES}
+        cluster = Cluster(dict(store.services), slices, serving, dict(store.nodes), dict(store.service_cidrs))
+        local_pods = frozenset(str(address) for pod in self.cni.pods() for address in pod.addresses)
+        world = PolicyWorld(
+            pods=dict(store.pods),
+            namespaces=dict(store.namespaces),
+            nodes=cluster.nodes,
+            policies=dict(store.policies),
+            cluster_policies=dict(store.cluster_policies),
+            node=facts.name,
+            node_addresses=frozenset(node.every),
+        )
+        local = LocalNode(
+            facts,
+            frozenset(node.every),
+            tuple(address for address in (node.ip4, node.ip6) if address),
+            self.config.nodeport_addresses,
+            local_pods,
+            forwarding=self.context.forwarding,
+            service_cidr=self.config.service_cidr,
+            most_ranges=self.vips.most_ranges,
+        )
+        return Situation(cluster, world, local)
 
     def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
         """Where an object comes from: "file:" and a path, or what else the store calls it, and the line in a file."""

@@ -26,9 +26,13 @@ from waggle.agent.telemetry import DatapathCollector
 from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ApiError, ConfigError, NotReady, WaggleError
 from waggle.model.objects import ObjectKey
+from waggle.model.policy import Side, Traffic
+from waggle.model.service import Family
+from waggle.model.why import why
 from waggle.observe.flow_filter import parse_filter
 from waggle.observe.names import frontend_text
 from waggle.observe.policies import policy_rows
+from waggle.observe.why import why_json
 from waggle.plan.services import view_service
 
 
@@ -73,6 +77,7 @@ class Api:
                 web.get("/policies", self._policies),
                 web.get("/node-policies", self._node_policies),
                 web.post("/node-policies/{what}", self._change_node_policies),
+                web.get("/why", self._why),
                 web.get("/events", self._events),
                 web.get("/events/{id}", self._event),
                 web.post("/cni", self._cni),
@@ -224,6 +229,26 @@ class Api:
                 await asyncio.sleep(0)
             rows.append(row)
         return _json(rows)
+
+    async def _why(self, request: web.Request) -> web.Response:
+        """What happens to a packet and why, from the objects that are known now."""
+        agent, query = self._agent, request.query
+        family = {"4": Family.IPV4, "6": Family.IPV6}.get(query.get("family", ""))
+        asked = (query.get("source", ""), query.get("destination", ""), query.get("protocol", ""), family)
+        try:
+            answer = await asyncio.to_thread(why, agent.situation(), *asked)
+        except ConfigError as error:
+            return web.Response(status=400, text=str(error))
+
+        def place(kind: str, key: ObjectKey, _: object) -> tuple[str | None, int | None]:
+            origin, line = agent.place_of(kind, key)
+            return (origin.removeprefix("file:"), line) if origin.startswith("file:") else (None, None)
+
+        def in_force(side: Side, traffic: Traffic) -> dict[str, Any] | None:
+            found = agent.policies.in_force(side, traffic)
+            return None if found is None else found._asdict()
+
+        return _json(await asyncio.to_thread(why_json, answer, place, in_force))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Events as JSON lines. The query holds the questions of waggle.observe.flow_filter, each as often as it has

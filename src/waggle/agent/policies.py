@@ -10,14 +10,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from waggle.abi.address import pack_address, unpack_address
 from waggle.agent.node_policies import NodePolicies
 from waggle.errors import WaggleError
 from waggle.model.interface import PodInterface
 from waggle.model.objects import ObjectKey, Pod
+from waggle.model.policy import Side, Traffic
+from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.policy import PolicyPlanner
-from waggle.plan.policy_tables import OPEN, PENDING
+from waggle.plan.policy_tables import ALLOW, AUDIT, OPEN, PENDING, step_key
 from waggle.reconcile.datapath import Datapath, pod_title
 from waggle.reconcile.drift import Drift
 from waggle.reconcile.policy import PolicyWriter
@@ -33,6 +36,16 @@ SLICE = 1000  # objects handed to the planner before other work gets its turn
 MANY = 200  # so many changes are planned beside the event loop
 
 Sets = tuple[int, int]
+
+
+class InForce(NamedTuple):
+    """What the kernel's tables say of one side of a packet. `rule`: its number there, 0 for none. `behind`: something
+    has changed that the tables do not hold yet."""
+
+    allowed: bool
+    audited: bool
+    rule: int
+    behind: bool
 
 
 @dataclass(slots=True)
@@ -208,6 +221,22 @@ class Policies:
             for pod in self._pods()
             if any(self.sets_of(pack_address(str(address))) == (PENDING, PENDING) for address in pod.addresses)
         ]
+
+    def in_force(self, side: Side, traffic: Traffic) -> InForce | None:
+        """What the kernel's tables say of a side that the model has judged; None where they are not asked: it is no pod
+        of this node, or it talks to itself. Blocking."""
+        own, peer = traffic.source, traffic.destination
+        if side.direction is Direction.INGRESS:
+            own, peer = peer, own
+        sets = self._datapath.policies_in_force().get(pack_address(own))
+        if sets is None or own == peer:
+            return None
+        policy_set = sets[0] if side.direction is Direction.INGRESS else sets[1]
+        is_self = peer in set(self._own())
+        if policy_set in (OPEN, PENDING):
+            return InForce(policy_set == OPEN or is_self, False, NO_RULE, self.pending)
+        step = self.writer.answer(policy_set, peer, step_key(traffic.protocol, traffic.port), is_self=is_self)
+        return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
 
     def check(self, *, repair: bool) -> tuple[int, list[Drift]]:
         """How many entries of the tables were looked at, and what was wrong. Blocking."""

@@ -263,8 +263,8 @@ def event_line(event: dict[str, Any]) -> str:
     target = _end(event["destination"])
     service = f" (Service {event['service']})" if event.get("service") else ""
     text = f"{event['verdict'].upper():<9} {event['protocol']} {source} → {target}{service}"
+    text += f" → {_end(event['backend'])}" if event.get("backend") else ""
     if event["kind"] == "flow":
-        text += f" → {_end(event['backend'])}" if event.get("backend") else ""
         text += f" ×{event['count']}"
     else:
         text += f": {_why(event)} [{event['reason']}]"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, doctor, inspect, install, lab, node_policy, policy, policy_diff, takeover
+from waggle.cli import agent, doctor, inspect, install, lab, node_policy, policy, policy_diff, takeover, why
 from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
@@ -28,6 +28,7 @@ app.command("takeover")(takeover.takeover)
 app.command("status")(inspect.status)
 app.command("doctor")(doctor.doctor)
 app.command("flows")(inspect.flows)
+app.command("why")(why.why)
 app.add_typer(inspect.service_app, name="service")
 app.add_typer(inspect.endpoint_app, name="endpoint")
 app.add_typer(policy.app, name="policy")

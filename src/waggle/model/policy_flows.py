@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from waggle.model.packets import End
-from waggle.model.policy import WITH_PORTS, Decision, PolicyWorld, decide
+from waggle.model.policy import WITH_PORTS, Decision, PolicyWorld, canonical, decide
 
 #: Protocols whose packets say whether they begin something.
 _CONNECTIONS = frozenset(("TCP", "SCTP"))
@@ -60,8 +60,15 @@ class PolicyFlows:
     def allows_error(
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
     ) -> bool:
-        """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP."""
-        if self.allows(world, inner) or _allowed(world, inner.reversed()):
+        """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP.
+
+        It is about a packet that its receiver sent. Routers complain about what was for others; pods, which are none,
+        about what was for themselves: else an error would be a way out for who has no other.
+        """
+        about = inner.source.address == destination
+        if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
+            about = about and inner.destination.address == source
+        if about and (self.allows(world, inner) or _allowed(world, inner.reversed())):
             return True
         return decide(world, source, destination, protocol).allowed
 

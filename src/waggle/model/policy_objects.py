@@ -83,8 +83,8 @@ class NetworkPolicy(Struct, frozen=True):
 
 
 class NamespacedPods(Struct, frozen=True):
+    pod_selector: LabelSelector
     namespace_selector: LabelSelector = LabelSelector()
-    pod_selector: LabelSelector = LabelSelector()
 
 
 class ClusterSubject(Struct, frozen=True):

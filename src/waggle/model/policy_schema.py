@@ -220,7 +220,7 @@ _FIELDS.update(
 )
 
 #: Fields that the structs give a default, and an apiserver does not: where one is forgotten, too much would be meant.
-_REQUIRED: Final = {(NamespacedPods, "podSelector"), (ClusterIngressRule, "from"), (ClusterEgressRule, "to")}
+_REQUIRED: Final = {(ClusterIngressRule, "from"), (ClusterEgressRule, "to")}
 
 
 def custom_resource_definition() -> dict[str, Any]:

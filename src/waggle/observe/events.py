@@ -17,7 +17,7 @@ from waggle.kernel.maps import Map
 from waggle.kernel.ringbuf import RingBuffer
 from waggle.observe.names import Names, end_facts
 from waggle.observe.reasons import direction_name, explain, hook_name, reason_name, verdict_name
-from waggle.observe.rules import RuleRef, Rules
+from waggle.observe.rules import PlacedRule, Rules
 
 MOST_AT_ONCE = 2000  # events read in one poll, so that a flood holds up nothing else; what comes after waits or is lost
 ASKED_SECONDS = 5.0  # a socket's flow to a Service is told once a second while it goes on
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     destination: str
     backend: str
     service: str  # "t/web": the one that was asked, or ""
-    rule: RuleRef | None
+    rule: PlacedRule | None
     policies: tuple[str, ...]  # of a set none of whose rules decided
 
 
@@ -112,9 +112,10 @@ class Naming:
         return self._texts.setdefault(text, text)
 
     def _service(self, event: Event, source: str, when: float) -> str:
-        if any(event.backend) or event.kind == EventKind.DROP:
+        translated = any(event.backend)
+        if translated or event.kind == EventKind.DROP:
             service = self._names.service_of(event.dst, event.dport, event.proto)
-            if any(event.backend) and source and service:
+            if translated and source and service:
                 key = (source, event.backend, event.bport, event.proto)
                 self._asked[key] = when, service
                 self._asked.move_to_end(key)
@@ -147,6 +148,8 @@ def describe(seen: Seen, identity: str = "") -> dict[str, Any]:
     else:
         facts |= {"reason": reason_name(event.reason), "explanation": explain(event.reason), "ifindex": event.ifindex}
     if event.kind == EventKind.POLICY:
+        if any(event.backend):
+            facts["backend"] = end_facts(event.backend, event.bport, seen.backend)
         facts["direction"] = direction_name(event.direction)
         facts["rule"] = seen.rule.as_json() if seen.rule is not None else None
         facts["policies"] = list(seen.policies)

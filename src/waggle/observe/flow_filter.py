@@ -109,7 +109,7 @@ def parse_filter(asked: Mapping[str, Sequence[str]]) -> FlowFilter:
         verdicts=frozenset().union(*answers("verdict", _verdict)),
         ports=tuple(answers("port", _ports)),
         protocols=frozenset().union(*answers("proto", _protocol)),
-        reasons=frozenset(answers("reason", _reason)),
+        reasons=frozenset().union(*answers("reason", _reason)),
     )
 
 
@@ -190,7 +190,8 @@ def _protocol(text: str) -> frozenset[int]:
     raise ValueError(f"{text!r} is no protocol: tcp, udp, sctp, icmp, or a number")
 
 
-def _reason(text: str) -> str:
-    if text not in all_reasons():
-        raise ValueError(f"{text!r} is not one of {', '.join(all_reasons())}")
-    return text
+def _reason(text: str) -> frozenset[str]:
+    found = frozenset(one for one in all_reasons() if text == one or (text == "policy" and one.startswith("policy_")))
+    if not found:
+        raise ValueError(f"{text!r} is not one of {', '.join(all_reasons())}, policy (any of policy_…)")
+    return found

@@ -222,7 +222,7 @@ class PolicyPlanner:
             self._settle(second, new_sets=[])
             deltas.append(second)
             self.tables.apply(second)
-        if len(self._known) > MOST_KNOWN + 2 * sum(map(len, self.tables.sets.values())):
+        if sum(map(len, self._known.values())) > MOST_KNOWN + 2 * sum(map(len, self.tables.sets.values())):
             self._known.clear()  # what is asked again is worked out again
         return [delta for delta in deltas if delta]
 

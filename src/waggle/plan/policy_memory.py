@@ -1,54 +1,121 @@
-"""How much memory tables of policy take in the kernel.
+"""How much memory tables of policy take in the kernel, and what the same policies would take with an identity for each
+set of labels.
 
-Of a hash map without preallocation, each entry is one allocation of struct htab_elem (48 bytes on 64-bit kernels)
-with key and value rounded up to eight bytes; the allocator rounds the whole up to one of its sizes. Of an LPM trie,
-each entry is a node of 40 bytes with the key's bytes and the value, and there are up to as many nodes without an
-entry where prefixes part.
+An entry of a hash map that is not preallocated is a struct htab_elem (48 bytes where pointers have eight) with key and
+value, each rounded up to eight bytes; the allocator rounds that up to one of its sizes. An entry of an LPM trie is a
+node of 40 bytes with the bytes of the address and the value, and where prefixes part there is one more without a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from waggle.model.objects import Pod
-from waggle.plan.policy_tables import PolicyTables
+from waggle.plan.policy_tables import ALLOW, ANY, END, PORT_BITS, PolicyTables, Steps
 
 _SIZES = (16, 32, 64, 96, 128, 192, 256)  # of the kernel's allocator for BPF
-_HEAD = 48
+_HASH_HEAD = 48
 _TRIE_HEAD = 40
-STEP = 12
+_BUCKET = 16
+_STEP = 12
+#: Labels that identities are usually kept free of, as they differ from pod to pod, or from one rollout to the next.
+_NO_IDENTITY = frozenset(("pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/pod-name"))
 
 
-def hash_entry(key: int, value: int) -> int:
-    """Bytes of one entry of a hash map that allocates as it grows."""
-    wanted = _HEAD + _round(key) + _round(value)
-    return next(size for size in _SIZES if size >= wanted)
+class TableSizes(NamedTuple):
+    """How many entries the maps are made for (max_entries)."""
+
+    classes: int = 262_144
+    policy: int = 524_288
+    steps: int = 131_072
 
 
-def table_bytes(tables: PolicyTables) -> int:
-    """Bytes of all entries; what the maps have at their whole size (steps, buckets) is counted as far as it is used."""
+DEFAULT_SIZES = TableSizes()
+
+
+def entry_bytes(tables: PolicyTables) -> int:
+    """What the entries take."""
     lists = {steps for entries in tables.sets.values() for steps in entries.values()}
     return (
-        hash_entry(16, 8) * len(tables.classes)
+        _hash_entry(16, 8) * (len(tables.classes) + sum(map(len, tables.sets.values())))
         + 2 * _trie_node(16, 8) * len(tables.ranges)
-        + hash_entry(16, 8) * sum(map(len, tables.sets.values()))
-        + STEP * sum(map(len, lists))
+        + _STEP * sum(map(len, lists))
     )
 
 
-def identity_bytes(pods: Iterable[Pod], tables: PolicyTables) -> int:
-    """Bytes that the same policies take where every set of labels in the cluster has an identity, every address leads
-    to one, and each pod here has a table of its own: an entry for each identity that may talk to it and each of its
-    ports.
+def fixed_bytes(sizes: TableSizes = DEFAULT_SIZES) -> int:
+    """What the maps take without any entry: buckets, and the whole array of steps."""
+    return _BUCKET * (sizes.classes + sizes.policy) + _STEP * sizes.steps
 
-    Counted from what the sets here allow: a lower bound, without prefixes of ranges of ports.
-    """
-    raise NotImplementedError
+
+class IdentityTables(NamedTuple):
+    """Tables of the usual way: an identity for each set of labels of the cluster, and each prefix that a policy
+    names; every address leads to its identity, and each pod of the node has a table of which identities may use which
+    ports."""
+
+    identities: int
+    addresses: int
+    entries: int
+
+    @property
+    def bytes(self) -> int:
+        return 2 * _trie_node(20, 12) * self.addresses + _hash_entry(12, 8) * self.entries
+
+
+def identity_tables(tables: PolicyTables, pods: Iterable[Pod]) -> IdentityTables:
+    """What the usual way needs at least for the same pods and policies: an entry where a pod's set says something else
+    of an identity than of what it does not know, and one for each run of ports that is a power of two."""
+    identity_of: dict[object, int] = {}  # → class
+    addresses = 0
+    for pod in pods:
+        labels = {item for item in (pod.metadata.labels or {}).items() if item[0] not in _NO_IDENTITY}
+        for address in pod.status.pod_ips:
+            addresses += 1
+            identity_of[pod.metadata.namespace, frozenset(labels)] = tables.classes.get(address.ip, 0)
+    counts = Counter(identity_of.values())
+    counts.update(tables.ranges.values())
+    per_set = {set_id: _identity_entries(entries, counts) for set_id, entries in tables.sets.items()}
+    entries = sum(per_set.get(set_id, 0) for sets in tables.pods.values() for set_id in sets)
+    return IdentityTables(counts.total(), addresses + len(tables.ranges), entries)
+
+
+def _identity_entries(entries: Mapping[int, Steps], identities: Mapping[int, int]) -> int:
+    known = ((class_id, steps) for class_id, steps in entries.items() if class_id in identities)
+    others = sum(identities[class_id] * max(1, _port_runs(steps)) for class_id, steps in known)
+    return others + _port_runs(entries[ANY])
+
+
+def _port_runs(steps: Steps) -> int:
+    """How many entries of protocol and port prefix allow the same; one for everything that has no ports."""
+    found = 0
+    ends = [step.start for step in steps[1:]] + [END]
+    for step, end in zip(steps, ends, strict=True):
+        if step.verdict & ALLOW:
+            found += 1 if (step.start, end) == (0, END) else _prefixes(max(step.start, 1 << PORT_BITS), end)
+    return found
+
+
+def _prefixes(start: int, end: int) -> int:
+    found = 0
+    while start < end:
+        size = min(start & -start, 1 << PORT_BITS, 1 << (end - start).bit_length() - 1)
+        start += size
+        found += 1
+    return found
+
+
+def _hash_entry(key: int, value: int) -> int:
+    return _allocated(_HASH_HEAD + _round(key) + _round(value))
 
 
 def _trie_node(address: int, value: int) -> int:
-    wanted = _TRIE_HEAD + address + value
-    return next(size for size in _SIZES if size >= wanted)
+    return _allocated(_TRIE_HEAD + address + value)
+
+
+def _allocated(size: int) -> int:
+    return next(fitting for fitting in _SIZES if fitting >= size)
 
 
 def _round(size: int) -> int:

@@ -50,7 +50,7 @@ class _Decided(NamedTuple):
 
 
 #: What rules make of a packet, for all sets: a policy more or less makes a new set, most of whose answers are known.
-KnownAnswers = dict[Hashable, Answer]
+KnownAnswers = dict[Hashable, dict[Hashable, Answer]]
 
 
 class PolicySet:
@@ -73,9 +73,9 @@ class PolicySet:
             with_audited: any(p.tier is Tier.NETWORK and (with_audited or not p.audited) for p in policies)
             for with_audited in (False, True)
         }
-        self._known = {} if known is None else known
         numbers = tuple(sorted((port, *sorted(found)) for port, found in resolved.items()))
-        self._circumstances = (direction, numbers, *self._isolated.values())
+        circumstances = (direction, numbers, *self._isolated.values())
+        self._known = ({} if known is None else known).setdefault(circumstances, {})
         self._has_audited = any(policy.audited for policy in policies)
         self._always: list[int] = []  # places in the order
         self._by_term: dict[Predicate, list[int]] = {}
@@ -140,13 +140,13 @@ class PolicySet:
     # -- which rules match, and the first of each tier
 
     def _matching(self, held: Held) -> list[int]:
-        places = set(self._always)
-        for term in held:
-            if isinstance(term, PortTerm):
-                # a rule for everybody names pods by the port alone, and is among those that always match
-                continue
-            places.update(self._by_term[term])
-        return sorted(places)
+        # a rule for everybody that names pods by the port alone is among those that always match
+        found = [self._by_term[term] for term in held if not isinstance(term, PortTerm)]
+        if self._always:
+            found.append(self._always)
+        if len(found) == 1:
+            return found[0]
+        return sorted({place for places in found for place in places})
 
     def _winners(
         self, places: Iterable[int], held: Held
@@ -182,7 +182,7 @@ class PolicySet:
         if self.names:  # these answers depend on places in the order
             return self._work_out(places, held)
         ports = frozenset(term for term in held if isinstance(term, PortTerm)) if self.ports else None
-        key = (self._circumstances, ports, tuple(self.rules[place] for place in places))
+        key = ports, tuple(map(self.rules.__getitem__, places))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._work_out(places, held)

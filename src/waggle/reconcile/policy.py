@@ -17,8 +17,20 @@ from waggle.abi._generated import ClassRangeKey, NodePolicy, PolicyRun, PolicySt
 from waggle.abi.address import pack_address, unpack_address
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
+from waggle.model.policy_rules import NO_RULE
 from waggle.plan.extents import ExtentAllocator
-from waggle.plan.policy_tables import NodeSets, PolicyDelta, PolicyTables, Step, Steps, mapped_length
+from waggle.plan.policy_tables import (
+    ANY,
+    DENY,
+    NOBODY,
+    SELF,
+    NodeSets,
+    PolicyDelta,
+    PolicyTables,
+    Step,
+    Steps,
+    mapped_length,
+)
 from waggle.reconcile.drift import Drift
 
 Assign = Callable[[Iterable[str]], None]
@@ -139,9 +151,10 @@ class PolicyWriter:
                     for i, s in enumerate(steps)
                 )
         self._policy.update_many((key, PolicyRun(self._runs[steps].first, len(steps)).pack()) for key, steps in due)
+        for _, steps in due:  # first, so that no list goes which another entry has now
+            self._runs[steps].users += 1
         for key, steps in due:
             self._drop_run(key)
-            self._runs[steps].users += 1
             self._entries[key] = steps
 
     def _drop_run(self, key: bytes) -> None:
@@ -202,6 +215,24 @@ class PolicyWriter:
         self._revision = (self._revision + 1) % (1 << 32)
         self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
 
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def answer(self, policy_set: int, peer: str, key: int, *, is_self: bool) -> Step:
+        """What a program finds in the tables for a set, an address at the other end, and `plan.policy_tables.step_key`;
+        read from the kernel, as programs read it. `is_self`: the address is this node's. A pair without an answer
+        denies."""
+        address = pack_address(peer)
+        raw = self._classes.lookup(address)
+        if raw is None and not is_self:
+            raw = self._ranges.lookup(ClassRangeKey(128, address).pack())
+        own = _u64(raw) if raw is not None else SELF if is_self else NOBODY
+        found = self._policy.lookup(pack_key(policy_set, own)) or self._policy.lookup(pack_key(policy_set, ANY))
+        if found is None:
+            return Step(0, DENY, NO_RULE)
+        run = PolicyRun.unpack(found)
+        below = [step for step in self._read(run.first, run.count) if step.start <= key]
+        return below[-1] if below else Step(0, DENY, NO_RULE)
+
     # -- drift --------------------------------------------------------------------------------------------------
 
     def check(self, tables: PolicyTables) -> tuple[int, list[Drift]]:
@@ -218,10 +249,10 @@ class PolicyWriter:
         found += _compare(
             "wag_classes", classes, {pack_address(a): n for a, n in tables.classes.items()}, unpack_address
         )
+        found += _compare("wag_class_ranges", ranges, {pack_range(c): n for c, n in tables.ranges.items()}, _range_text)
         there = self._node_sets()
         if there != tables.node:
             found.append(Drift("wag_node_policy", "policies", "", f"is {there} instead of {tables.node}", bytes(4)))
-        found += _compare("wag_class_ranges", ranges, {pack_range(c): n for c, n in tables.ranges.items()}, _range_text)
         return len(present) + len(classes) + len(ranges) + 1, found
 
     def repair(self, tables: PolicyTables) -> int:
