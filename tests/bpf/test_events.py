@@ -245,7 +245,7 @@ ALLOW, AUDIT = int(PolicyFlag.ALLOW), int(PolicyFlag.ALLOW | PolicyFlag.AUDIT)
 
 def add_set(machine: Machine, number: int, first: int, verdict: int, rule: int) -> None:
     """A set that says the same of everything."""
-    machine.maps["wag_policy_steps"].update(first.to_bytes(4, "little"), PolicyStep(0, rule, verdict).pack())
+    machine.maps["wag_policy_steps"].update(first.to_bytes(4, "little"), PolicyStep(0, rule, verdict, 0, 0).pack())
     machine.maps["wag_policy"].update(PolicyKey(number, ANY_CLASS).pack(), PolicyRun(first, 1).pack())
 
 

@@ -118,7 +118,7 @@ def test_tables_that_somebody_wrote_are_seen_to_differ(cluster: Cluster) -> None
         kept = steps.lookup(first)
         assert kept is not None
         try:
-            steps.update(first, PolicyStep(0, 7, ALLOW).pack())
+            steps.update(first, PolicyStep(0, 7, ALLOW, 0, 0).pack())
             code, answer = cluster.why("t/client", "pod/t/server:8080")
         finally:
             steps.update(first, kept)

@@ -46,10 +46,11 @@ from waggle.plan.policy_tables import (
     ANY,
     AUDIT,
     DENY,
+    NAMED,
     NOBODY,
     OPEN,
+    STRICT,
     PolicyTables,
-    Precedence,
     step_key,
 )
 
@@ -337,15 +338,15 @@ def look_up(tables, direction, own, peer, protocol, port, names=frozenset()) -> 
     key = step_key(protocol, port)
     place = at(entries[class_id], key)
     found = entries[class_id][place]
-    table = tables.names.get(set_id)
-    best: tuple[Precedence, int] | None = None
-    for pattern in names & table.patterns.keys() if table else ():
-        of_pattern = table.patterns[pattern]
-        to = at(entries[of_pattern], key)
-        ends, static = table.precedence[of_pattern][to], table.precedence[class_id][place]
-        if (ends.admin < static.admin or ends.baseline < static.baseline) and (best is None or ends < best[0]):
-            best = ends, entries[of_pattern][to].rule
-    return (ALLOW, best[1]) if best else (found.verdict, found.rule)
+    best = None
+    for pattern in names & tables.patterns.keys() if set_id & 1 and found.verdict != ALLOW else ():
+        of_pattern = NAMED | tables.patterns[pattern] | (STRICT if found.verdict & AUDIT else 0)
+        if of_pattern in entries:
+            step = entries[of_pattern][at(entries[of_pattern], key)]
+            before = step.admin < found.admin or step.baseline < found.baseline
+            if step.verdict & ALLOW and before and (best is None or step[3:] < best[3:]):
+                best = step
+    return (ALLOW, best.rule) if best else (found.verdict, found.rule)
 
 
 # -- random worlds --------------------------------------------------------------------------------------------------
@@ -413,13 +414,13 @@ NETWORK_SPEC = st.builds(
     st.lists(st.builds(NetworkPolicyEgressRule, PEERS, PORTS), min_size=1, max_size=2) | st.none(),
 )
 NAMESPACED = st.builds(NamespacedPods, SELECTOR, SELECTOR)
-CLUSTER_PORT = st.one_of(
+NUMBERED_PORT = st.one_of(
     st.builds(ClusterProtocol, tcp=st.just(PortMatch())),
     st.builds(ClusterProtocol, tcp=st.just(PortMatch(DestinationPort(number=80)))),
     st.builds(ClusterProtocol, udp=st.just(PortMatch(DestinationPort(range=PortRange(50, 80))))),
     st.builds(ClusterProtocol, sctp=st.just(PortMatch())),
-    st.builds(ClusterProtocol, destination_named_port=PORT_NAME),
 )
+CLUSTER_PORT = NUMBERED_PORT | st.builds(ClusterProtocol, destination_named_port=PORT_NAME)
 POD_PEER = st.builds(ClusterPeer, SELECTOR) | st.builds(ClusterPeer, pods=NAMESPACED)
 UNKNOWN_PEER = st.just(ClusterPeer())
 BEYOND = st.builds(ClusterPeer, nodes=SELECTOR) | st.builds(
@@ -435,7 +436,12 @@ EGRESS_RULE = st.one_of(
     st.builds(ClusterEgressRule, ACTION, st.lists(POD_PEER | BEYOND, min_size=1, max_size=2), CLUSTER_PORTS),
     st.builds(ClusterEgressRule, ACTION, st.lists(BEYOND | UNKNOWN_PEER, min_size=1, max_size=2), CLUSTER_PORTS),
 )
-DOMAIN_RULE = st.builds(ClusterEgressRule, st.just("Accept"), st.lists(DOMAIN, min_size=1, max_size=2), CLUSTER_PORTS)
+DOMAIN_RULE = st.builds(  # an apiserver refuses named ports of these
+    ClusterEgressRule,
+    st.just("Accept"),
+    st.lists(DOMAIN, min_size=1, max_size=2),
+    st.none() | st.lists(NUMBERED_PORT, min_size=1, max_size=2),
+)
 SUBJECT = (
     st.builds(ClusterSubject, ALL) | st.builds(ClusterSubject, SELECTOR) | st.builds(ClusterSubject, pods=NAMESPACED)
 )
@@ -530,7 +536,13 @@ def histories(draw, *, one_at_a_time: bool = False) -> list[World]:
     }
     for _ in range(draw(st.integers(1, 3))):
         world = found[-1]
-        for kind in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=1 if one_at_a_time else 3)):
+        for kind in draw(
+            st.lists(
+                st.sampled_from([*sorted(kinds), "policies", "policies"]),
+                min_size=1,
+                max_size=1 if one_at_a_time else 3,
+            )
+        ):
             objects = dict(getattr(world, kind))
             goes = bool(objects) and draw(st.booleans())
             if goes:

@@ -54,22 +54,34 @@ def test_a_policy_that_comes_cuts_or_keeps() -> None:
         assert not flows.saw(after, packet("x/a", "y/a", own=40001))
 
 
-def test_a_flow_whose_direction_is_closed_but_not_the_other_goes_on_as_the_other() -> None:
+def test_a_flow_whose_direction_is_closed_is_cut_for_both_ends() -> None:
+    for protocol in ("TCP", "UDP"):
+        flows, opens = PolicyFlows(), packet("x/a", "y/a", protocol=protocol)
+        assert flows.saw(world(), opens)
+        # nobody may ask y any more, who may send whatever it likes: not what it has still to say to who asked
+        closed = world([policy("{podSelector: {}, policyTypes: [Ingress]}", "closed", "y")])
+        assert not flows.saw(closed, opens.reversed())
+        assert not flows.saw(closed, opens._replace(begins=False))
+        assert flows.saw(closed, PolicyPacket(protocol, opens.destination, End(opens.source.address, 40001)))
+        assert flows.saw(world(), opens._replace(begins=False))  # allowed again
+
+
+def test_who_was_asked_may_begin_a_connection_where_one_was_cut() -> None:
     flows, opens = PolicyFlows(), packet("x/a", "y/a")
     assert flows.saw(world(), opens)
-    # x sends nothing of its own any more, but whoever asks x is answered: what is in the middle may be such an answer
-    quiet = world([policy("{podSelector: {}, policyTypes: [Egress]}", "quiet")])
-    assert flows.saw(quiet, opens._replace(begins=False))
-    assert not flows.saw(quiet, packet("x/a", "y/a", own=40001))
+    closed = world([policy("{podSelector: {}, policyTypes: [Ingress]}", "closed", "y")])
+    assert not flows.saw(closed, opens._replace(begins=False))
+    assert flows.saw(closed, opens.reversed()._replace(begins=True))
+    assert flows.saw(closed, opens._replace(begins=False))
 
 
-def test_cut_flows_stay_cut_until_they_are_opened_again() -> None:
+def test_cut_flows_stay_cut_until_they_are_allowed_again() -> None:
     flows, query = PolicyFlows(), packet("x/a", "y/a", 53, protocol="UDP")
     assert flows.saw(world(), query)
     assert not flows.saw(world([DENY]), query.reversed())
-    assert not flows.saw(world([DENY, OUT_80]), query.reversed())
-    assert flows.saw(world([DENY, OUT_80]), query)
+    assert not flows.saw(world([DENY]), query)
     assert flows.saw(world([DENY, OUT_80]), query.reversed())
+    assert flows.saw(world([DENY, OUT_80]), query)
 
 
 def test_echo_replies_follow_requests() -> None:

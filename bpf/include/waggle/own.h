@@ -56,6 +56,7 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	int reason = WAG_REASON_NONE;
+	struct wag_conn *conn;
 	__u32 end;
 
 	if (!packet || !work)
@@ -63,7 +64,10 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 	work->flow = packet->tuple;
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	if (!wag_conn_open(packet, &work->key))
+	conn = wag_conn_find(packet, &work->key);
+	if (conn && !conn->may && !wag_begins(packet))
+		reason = wag_policy_judge_as(packet, work, conn->opened);
+	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(packet, work, end);
 	if (!reason)
 		wag_policy_audits(packet);

@@ -53,6 +53,7 @@ struct wag_packet {
 	__u8 isolated;   /* its sender is a pod of this node that policies select */
 	__u8 pending;    /* its sender is a pod that nobody has told what it may send */
 	__u8 admitted;   /* by the policies of both ends */
+	__u8 answers;    /* a DNS answer, for a pod whose policies accept names; more in wag_policy_work */
 	__u8 audit;      /* it would not have been, were the audited policies enforced: bits of enum wag_direction */
 	__u8 own;        /* the node's own: its policies are asked, and no pod's */
 	__u8 trial;      /* those that are on trial */
@@ -337,6 +338,12 @@ WAG_INLINE bool wag_is_established(const struct wag_packet *packet)
 		return !packet->begins;
 	return packet->tuple.proto == IPPROTO_TCP &&
 	       (packet->tcp_flags & (WAG_TCP_SYN | WAG_TCP_ACK)) != WAG_TCP_SYN;
+}
+
+/* Does it say itself that a connection begins? */
+WAG_INLINE bool wag_begins(const struct wag_packet *packet)
+{
+	return (packet->tuple.proto == IPPROTO_TCP || packet->tuple.proto == IPPROTO_SCTP) && !wag_is_established(packet);
 }
 
 /*

@@ -16,6 +16,7 @@
 #include "config.h"
 #include "endpoint.h"
 #include "event.h"
+#include "names.h"
 #include "nat_table.h"
 #include "node_policy.h"
 #include "packet.h"
@@ -23,6 +24,7 @@
 /* Sets that stand for something else than policies. */
 #define WAG_POLICY_NONE 0ULL      /* no policy selects the pod: everything passes */
 #define WAG_POLICY_PENDING (~0ULL) /* nobody has said yet which do: nothing passes, but to and from this node */
+#define WAG_POLICY_NAMED 1ULL     /* a bit of other sets: there are rules about domain names */
 
 #define WAG_CLASS_UNKNOWN 0ULL /* nothing that a policy asks for tells the address apart */
 #define WAG_CLASS_SELF 1ULL    /* this node */
@@ -31,7 +33,7 @@
 enum wag_policy_flag {
 	WAG_POLICY_ALLOW = 1,
 	WAG_POLICY_AUDIT = 2, /* allowed; it would not be, were the audited policies enforced */
-	WAG_POLICY_LOST = 4,  /* in no step: the tables know nothing of the set */
+	WAG_POLICY_LOST = 8,  /* in no step: the tables know nothing of the set */
 };
 
 struct wag_class_range_key {
@@ -56,6 +58,12 @@ struct wag_policy_step {
 	__u32 rule;  /* who says so; 0: no rule does */
 	__u8 verdict; /* enum wag_policy_flag */
 	__u8 pad[3];
+	/*
+	 * Of a set with domain names: where in the order of its rules each tier ended; of a name: where the first rule
+	 * stands that accepts it. The name decides where it stands before the end.
+	 */
+	__u16 admin;
+	__u16 baseline;
 };
 
 enum wag_policy_protocol {
@@ -116,12 +124,16 @@ struct {
 struct wag_conn {
 	__u64 seen_ns;  /* CLOCK_MONOTONIC, coarse to one second */
 	__u32 revision; /* that it was judged by */
-	__u32 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 opened;   /* by whom: 1 the smaller end, 2 the greater one */
+	__u16 may;      /* which of them still may, by that revision; none: the flow is cut */
+	__u32 pattern;  /* of the name that it was allowed by; 0: by none. As long as policies accept that, however old */
+	__u32 pad;
 };
 
 /*
  * Key: flow of an isolated pod, with the smaller end as source. Programs write and evict (LRU): what is evicted is judged
- * again, and begins anew by the next packet that policies allow.
+ * again, and begins anew by the next packet that policies allow. Flows that are cut stay: what the other end has still to say
+ * does not open them.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -130,6 +142,24 @@ struct {
 	__uint(max_entries, 131072);
 } wag_conns SEC(".maps");
 
+#define WAG_POLICY_ASK_NAMES 4 /* besides enum wag_policy_flag: names may say something else */
+
+/* What names are asked, where no other rule has allowed a flow. */
+struct wag_name_query {
+	__u64 set;
+	__u64 peer;    /* WAG_NAME_CLASS, or that and WAG_NAME_STRICT */
+	__u32 place;
+	__u16 admin;   /* where the tiers ended without names */
+	__u16 baseline;
+	struct wag_policy_key key;
+	__u32 low;
+	__u32 high;
+	__u32 middle;
+	__u32 now;
+	__u32 verdict; /* without names */
+	__u32 pad;
+};
+
 /* What does not fit on the stack. */
 struct wag_policy_work {
 	struct wag_tuple flow; /* as it is judged */
@@ -137,6 +167,13 @@ struct wag_policy_work {
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
 	struct wag_conn conn;
+	struct wag_name_key name; /* what is judged, where names may decide */
+	struct wag_name_query query;
+	__u32 had;     /* pattern by which a flow that is judged again was allowed */
+	__u32 pattern; /* pattern by which it is now */
+	__u64 asker;   /* egress policies of the pod that a DNS answer is for */
+	__u32 asker_ifindex;
+	__u32 pad;
 	/* by whom the packet would have been dropped that `audit` tells of */
 	__u64 audit_policy[2]; /* by direction, ingress first */
 	__u32 audit_rule[2];
@@ -238,6 +275,25 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
+/*
+ * No rule of the set has allowed it so far, but names may; or it is allowed, and names may say that audited policies would allow
+ * it too. Notes what wag_names_decide needs.
+ */
+WAG_INLINE int wag_names_ask(__u64 set, const struct wag_policy_step *step, __u32 place)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return step->verdict;
+	work->query.set = set;
+	work->query.peer = WAG_NAME_CLASS | (step->verdict & WAG_POLICY_AUDIT ? WAG_NAME_STRICT : 0);
+	work->query.place = place;
+	work->query.verdict = step->verdict;
+	work->query.admin = step->admin;
+	work->query.baseline = step->baseline;
+	return step->verdict | WAG_POLICY_ASK_NAMES;
+}
+
 /* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
 static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
 {
@@ -260,6 +316,8 @@ static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64
 	if (!step)
 		return WAG_POLICY_LOST;
 	packet->rule = step->rule;
+	if (set & WAG_POLICY_NAMED && step->verdict != WAG_POLICY_ALLOW)
+		return wag_names_ask(set, step, place);
 	return step->verdict;
 }
 
@@ -366,10 +424,74 @@ WAG_INLINE int wag_own_judge(struct wag_packet *packet, struct wag_tuple *flow)
 #endif
 
 /*
- * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
- * who decided.
+ * Does the set of work->query accept names of a pattern before anything else was decided? As wag_policy_find, with its
+ * bounds in memory: what the verifier does not follow, it need not tell apart.
  */
-static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
+WAG_INLINE bool wag_name_decides(struct wag_packet *packet, struct wag_policy_work *work, __u32 pattern)
+{
+	struct wag_name_query *query = &work->query;
+	struct wag_policy_step *step;
+	struct wag_policy_run *run;
+	int i;
+
+	query->key.set = query->set;
+	query->key.peer = query->peer | pattern;
+	run = bpf_map_lookup_elem(&wag_policy, &query->key);
+	if (!run || !run->count)
+		return false;
+	query->low = run->first;
+	query->high = run->first + run->count - 1;
+	for (i = 0; i < WAG_POLICY_HALVINGS && query->low < query->high; i++) {
+		query->middle = query->low + (query->high - query->low + 1) / 2;
+		step = bpf_map_lookup_elem(&wag_policy_steps, &query->middle);
+		if (!step)
+			return false;
+		if (step->start <= query->place)
+			query->low = query->middle;
+		else
+			query->high = query->middle - 1;
+	}
+	step = bpf_map_lookup_elem(&wag_policy_steps, &query->low);
+	if (!step || !(step->verdict & WAG_POLICY_ALLOW) ||
+	    (step->admin >= query->admin && step->baseline >= query->baseline))
+		return false;
+	work->pattern = pattern;
+	packet->rule = step->rule;
+	return true;
+}
+
+/* The same verdict, unless the destination has a name that decides. A global function, so that it is verified once. */
+__noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	struct wag_endpoint *from;
+	struct wag_name *name;
+	__u32 i;
+
+	if (!packet || !flow || !work)
+		return 0;
+	from = wag_endpoint_find(&flow->src);
+	if (!from)
+		return 0;
+	work->name.ifindex = from->ifindex;
+	work->name.addr = flow->dst;
+	if (work->had && wag_name_decides(packet, work, work->had))
+		return WAG_POLICY_ALLOW;
+	name = bpf_map_lookup_elem(&wag_names, &work->name);
+	work->query.now = wag_seconds();
+	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
+		if (name->pattern[i] && (__s32)(name->until[i] - work->query.now) >= 0 &&
+		    wag_name_decides(packet, work, name->pattern[i]))
+			return WAG_POLICY_ALLOW;
+	}
+	return work->query.verdict;
+}
+
+/*
+ * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
+ * who decided. A global function, as wag_parse is.
+ */
+__noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
@@ -388,6 +510,8 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
 		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (verdict & WAG_POLICY_ASK_NAMES)
+			verdict = wag_names_decide(packet, flow);
 		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_EGRESS;
 		if (verdict & WAG_POLICY_AUDIT)
@@ -449,6 +573,20 @@ static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tup
 	return still;
 }
 
+/* The same of a known flow. The name that it was allowed by counts still, whatever time it was for. */
+WAG_INLINE void wag_conn_review(struct wag_packet *packet, struct wag_tuple *key, struct wag_conn *conn)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return;
+	work->had = conn->pattern;
+	work->pattern = 0;
+	conn->may = wag_conn_judge(packet, key, conn->opened);
+	conn->pattern = work->pattern;
+	work->had = 0;
+}
+
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
 /* What flows are judged by. The end of a trial is a change that nobody needs to write. */
@@ -461,36 +599,53 @@ WAG_INLINE __u32 wag_policy_revision(const struct wag_packet *packet, const stru
 	return state->revision;
 }
 
-/* Is this flow known, and open? */
-static __noinline int wag_conn_open(struct wag_packet *packet, struct wag_tuple *key)
+/* The flow, if it is known; judged by the policies of now. */
+static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_tuple *key)
 {
 	struct wag_policy_state *state;
 	struct wag_conn *conn;
 	__u32 zero = 0;
-	__u64 now;
 
 	if (!packet || !key)
-		return 0;
+		return NULL;
 	conn = bpf_map_lookup_elem(&wag_conns, key);
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	if (!conn || !state)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (!wag_conn_lives(conn, key->proto, now))
-		return 0;
+	if (!conn || !state || !wag_conn_lives(conn, key->proto, bpf_ktime_get_ns()))
+		return NULL;
 	if (conn->revision != wag_policy_revision(packet, state)) {
 		__u32 revision = wag_policy_revision(packet, state);
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
-			conn->opened = wag_conn_judge(packet, key, conn->opened);
+			wag_conn_review(packet, key, conn);
 		conn->revision = revision;
 	}
-	if (!conn->opened)
-		return 0;
+	return conn;
+}
+
+/* Is it open? Packets of one that is cut do not make it live longer. */
+WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
+{
+	__u64 now;
+
+	if (!conn || !conn->may)
+		return false;
+	now = bpf_ktime_get_ns();
 	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
 		conn->seen_ns = now;
-	return 1;
+	return true;
+}
+
+/*
+ * A flow that was cut: what is denied is what opened it. A reply that is on its way must not begin it anew, nor may the end
+ * that was asked go on with what it had begun to send.
+ */
+WAG_INLINE int wag_policy_judge_as(struct wag_packet *packet, struct wag_policy_work *work, __u32 opened)
+{
+	if (opened == 1)
+		return wag_policy_judge(packet, &work->key);
+	wag_tuple_reverse(&work->back, &work->key);
+	return wag_policy_judge(packet, &work->back);
 }
 
 /* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
@@ -507,6 +662,7 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
 	work->conn.revision = state ? wag_policy_revision(packet, state) : 0;
 	barrier();
+	work->pattern = 0;
 	reason = wag_policy_judge(packet, &work->flow);
 	if (reason && wag_is_established(packet)) {
 		/*
@@ -528,9 +684,35 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	if (reason)
 		return reason;
 	work->conn.seen_ns = bpf_ktime_get_ns();
-	work->conn.opened = end;
+	work->conn.opened = work->conn.may = end;
+	work->conn.pattern = work->pattern;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
+}
+
+#define WAG_DNS_PORT 53
+
+/* Is it an answer to what a pod has asked, whose policies accept names? Then wag_finish will read it. `end`: its source. */
+static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_endpoint *asker;
+	struct wag_conn *conn;
+
+	if (!packet || !work || packet->later_fragment)
+		return 0;
+	if (work->flow.proto != IPPROTO_UDP && work->flow.proto != IPPROTO_TCP)
+		return 0;
+	asker = wag_endpoint_find(&work->flow.dst);
+	if (!wag_endpoint_is(asker, WAG_ENDPOINT_POD) || !(asker->egress_policy & WAG_POLICY_NAMED) ||
+	    asker->egress_policy == WAG_POLICY_PENDING)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
+	if (!conn || !(conn->opened & (3 - end)))
+		return 0;
+	work->asker = asker->egress_policy;
+	work->asker_ifindex = asker->ifindex;
+	packet->answers = 1;
+	return 0;
 }
 
 /*
@@ -554,6 +736,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	int reason = WAG_REASON_NONE;
+	struct wag_conn *conn;
 	__u32 end;
 
 	if (!packet || !to || !work)
@@ -562,7 +745,7 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(packet, &work->key) || wag_conn_judge(packet, &work->key, 3))
+		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;
@@ -570,11 +753,17 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	work->flow.dport = to->dport;
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	if (!wag_conn_open(packet, &work->key))
+	conn = wag_conn_find(packet, &work->key);
+	if (conn && !conn->may && !wag_begins(packet))
+		reason = wag_policy_judge_as(packet, work, conn->opened);
+	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(packet, work, end);
-	if (!reason)
-		wag_policy_audits(packet);
-	return reason;
+	if (reason)
+		return reason;
+	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
+		wag_policy_answer(packet, work, end);
+	wag_policy_audits(packet);
+	return WAG_REASON_NONE;
 }
 
 #ifndef WAG_XDP

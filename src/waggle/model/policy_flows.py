@@ -1,8 +1,10 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing passes also where the reverse direction is allowed now: the node may have forgotten the flow, or a policy may
-have come after it. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
+nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may
+have forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were
+opened, or keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked
+has still to say does not open it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
@@ -49,39 +51,50 @@ class PolicyFlows:
 
     def allows(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Whether a packet must pass, `world` being as it is now."""
-        opener = self._opened.get(packet.flow)
-        if opener is not None and (self.keep or _allowed(world, opener)):
+        if self.is_open(world, packet):
             return True
+        connects = packet.protocol in _CONNECTIONS
+        if self.is_known(packet) and not (connects and packet.begins):
+            return False
         if _allowed(world, packet):
             return True
-        resumes = packet.protocol in _CONNECTIONS and not packet.begins
-        return resumes and _allowed(world, packet.reversed())
+        return connects and not packet.begins and _allowed(world, packet.reversed())
 
     def allows_error(
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
     ) -> bool:
-        """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP.
+        """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP."""
+        return (
+            self.is_about_open(world, source, destination, inner)
+            or decide(world, source, destination, protocol).allowed
+        )
 
-        It is about a packet that its receiver sent. Routers complain about what was for others; pods, which are none,
-        about what was for themselves: else an error would be a way out for who has no other.
+    def is_about_open(self, world: PolicyWorld, source: str, destination: str, inner: PolicyPacket) -> bool:
+        """Whether an error is about a packet that its receiver sent, and that passes.
+
+        Routers complain about what was for others; pods, which are none, about what was for themselves: else an error
+        would be a way out for who has no other.
         """
         about = inner.source.address == destination
         if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
             about = about and inner.destination.address == source
-        if about and (self.allows(world, inner) or _allowed(world, inner.reversed())):
-            return True
-        return decide(world, source, destination, protocol).allowed
+        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
         passes = self.allows(world, packet)
-        opener = self._opened.get(packet.flow)
-        stays = passes and opener is not None and (self.keep or _allowed(world, opener))
-        if not passes:
-            self._opened.pop(packet.flow, None)
-        elif not stays:
+        if passes and not self.is_open(world, packet):
             self._opened[packet.flow] = packet if _allowed(world, packet) else packet.reversed()
         return passes
+
+    def is_known(self, packet: PolicyPacket) -> bool:
+        """Whether the flow of a packet is remembered."""
+        return packet.flow in self._opened
+
+    def is_open(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
+        """Whether the flow of a packet is remembered, and may go on."""
+        opener = self._opened.get(packet.flow)
+        return opener is not None and (self.keep or _allowed(world, opener))
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""

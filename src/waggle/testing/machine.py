@@ -207,10 +207,14 @@ class Machine:
                 case maps.RINGBUF:
                     with contextlib.closing(RingBuffer(item)) as ring:
                         ring.skip()
-        self._next_backend = 0
+        self.forget_services()
         self.add_node(NODE4)
         self.add_node(NODE6)
         self.maps["wag_uplinks"].update(self.uplink.to_bytes(4, "little"), Uplink(_mac(UPLINK_MAC)).pack())
+
+    def forget_services(self) -> None:
+        """Records of backends are given out from the first one on again."""
+        self._next_backend = 0
 
     def close(self) -> None:
         subprocess.run(["ip", "netns", "del", self.netns], check=False, capture_output=True)

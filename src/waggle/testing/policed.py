@@ -50,6 +50,7 @@ class PolicedMachine:
         classes: Mapping[str, int] | None = None,
         ranges: Mapping[str, int] | None = None,
         pods: Mapping[str, Sets] | None = None,
+        patterns: Mapping[str, int] | None = None,
     ) -> None:
         """What is given replaces what was there of it; the revision is raised."""
         tables = self.tables
@@ -59,6 +60,8 @@ class PolicedMachine:
             tables.classes = dict(classes)
         if ranges is not None:
             tables.ranges = dict(ranges)
+        if patterns is not None:
+            tables.patterns = dict(patterns)
         if pods is not None:
             gone = dict.fromkeys(tables.pods.keys() - pods.keys(), (OPEN, OPEN))
             tables.pods = {**gone, **pods}

@@ -1,0 +1,100 @@
+"""Flows that policies cut: as they were opened, for both ends, and what opens them again."""
+
+from __future__ import annotations
+
+import pytest
+from packets import CLIENT, REMOTE, A, B, both, tcp, udp
+
+from waggle.abi._generated import Conn, PolicyFlag, PolicyKey, PolicyRun, PolicyState, PolicyStep
+from waggle.testing.machine import DROP, REDIRECT, Machine
+
+ANY_CLASS = 2**64 - 1
+IN = 22  # B is asked by this set; what it sends is its own affair
+hooks = pytest.mark.parametrize("peer", [A, REMOTE], ids=["here", "elsewhere"])
+
+
+class Guarded:
+    """B with policies about who may ask it."""
+
+    def __init__(self, node: Machine) -> None:
+        self.node = node
+        self.revision = 0
+        for v in (4, 6):
+            node.add_pod(B[v], 102, ingress=IN)
+        self.say(allowed=True)
+
+    def say(self, *, allowed: bool, keep: bool = False) -> None:
+        """Everybody may ask B, or nobody."""
+        verdict = int(PolicyFlag.ALLOW) if allowed else 0
+        self.revision += 1
+        self.node.maps["wag_policy_steps"].update(bytes(4), PolicyStep(0, 7, verdict).pack())
+        self.node.maps["wag_policy"].update(PolicyKey(IN, ANY_CLASS).pack(), PolicyRun(0, 1).pack())
+        self.node.maps["wag_policy_state"].update(bytes(4), PolicyState(self.revision, int(keep)).pack())
+
+    def to_b(self, packet: bytes, source: str) -> int:
+        hook = "wag_pod_egress" if source in A.values() else "wag_node_ingress"
+        return self.node.run(hook, packet).verdict
+
+    def from_b(self, packet: bytes) -> int:
+        return self.node.run("wag_pod_egress", packet).verdict
+
+
+@pytest.fixture
+def guarded(node: Machine) -> Guarded:
+    return Guarded(node)
+
+
+@both
+@hooks
+def test_a_connection_is_cut_for_who_was_asked_too(guarded: Guarded, v: int, peer: dict[int, str]) -> None:
+    source = peer[v]
+    assert guarded.to_b(tcp(source, 1000, B[v], 80), source) == REDIRECT
+    assert guarded.from_b(tcp(B[v], 80, source, 1000, flags="SA")) == REDIRECT
+    guarded.say(allowed=False)
+    for _ in range(2):
+        assert guarded.from_b(tcp(B[v], 80, source, 1000, flags="PA")) == DROP
+        assert guarded.to_b(tcp(source, 1000, B[v], 80, flags="A"), source) == DROP
+    assert guarded.to_b(tcp(source, 1000, B[v], 80), source) == DROP  # begins anew
+    guarded.say(allowed=True)
+    assert guarded.from_b(tcp(B[v], 80, source, 1000, flags="PA")) == REDIRECT
+    assert guarded.to_b(tcp(source, 1000, B[v], 80, flags="A"), source) == REDIRECT
+
+
+@both
+@hooks
+def test_an_answer_on_its_way_does_not_open_what_was_cut(guarded: Guarded, v: int, peer: dict[int, str]) -> None:
+    source = peer[v]
+    assert guarded.to_b(udp(source, 1000, B[v], 53), source) == REDIRECT
+    guarded.say(allowed=False)
+    assert guarded.from_b(udp(B[v], 53, source, 1000)) == DROP
+    assert guarded.to_b(udp(source, 1000, B[v], 53), source) == DROP
+    assert guarded.from_b(udp(B[v], 53, source, 1001)) == REDIRECT  # what it begins itself
+
+
+@both
+def test_what_was_cut_is_forgotten_when_an_open_flow_would_be(guarded: Guarded, v: int) -> None:
+    assert guarded.to_b(udp(A[v], 1000, B[v], 53), A[v]) == REDIRECT
+    guarded.say(allowed=False)
+    assert guarded.from_b(udp(B[v], 53, A[v], 1000)) == DROP
+    conns = guarded.node.maps["wag_conns"]
+    ((key, raw),) = list(conns.dump())
+    conn = Conn.unpack(raw)
+    # a long time ago, whenever this machine was started
+    conns.update(key, conn._replace(seen_ns=(conn.seen_ns - 3600 * 10**9) % 2**64).pack())
+    assert guarded.from_b(udp(B[v], 53, A[v], 1000)) == REDIRECT
+
+
+@both
+def test_who_was_asked_may_begin_a_connection_of_its_own(guarded: Guarded, v: int) -> None:
+    assert guarded.to_b(tcp(A[v], 1000, B[v], 80), A[v]) == REDIRECT
+    guarded.say(allowed=False)
+    assert guarded.from_b(tcp(B[v], 80, A[v], 1000, flags="A")) == DROP
+    assert guarded.from_b(tcp(B[v], 80, A[v], 1000)) == REDIRECT
+    assert guarded.to_b(tcp(A[v], 1000, B[v], 80, flags="SA"), A[v]) == REDIRECT
+
+
+def test_kept_flows_go_on_in_both_directions(guarded: Guarded) -> None:
+    assert guarded.to_b(tcp(CLIENT[4], 1000, B[4], 80), CLIENT[4]) == REDIRECT
+    guarded.say(allowed=False, keep=True)
+    assert guarded.from_b(tcp(B[4], 80, CLIENT[4], 1000, flags="A")) == REDIRECT
+    assert guarded.to_b(tcp(CLIENT[4], 1000, B[4], 80, flags="A"), CLIENT[4]) == REDIRECT
