@@ -49,7 +49,7 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
-		reason = wag_admits(packet, &packet->tuple, to);
+		reason = wag_admits(ctx, packet, &packet->tuple, to);
 		if (reason)
 			return wag_drop(packet, reason);
 		if (wag_is_left_to_conntrack(packet))

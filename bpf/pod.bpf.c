@@ -27,7 +27,7 @@ WAG_INLINE enum wag_verdict wag_beyond_services(wag_ctx *ctx, struct wag_packet 
 	verdict = to ? WAG_NEXT : wag_beside_frontends(ctx, packet);
 	if (verdict != WAG_NEXT)
 		return verdict;
-	reason = wag_admits(packet, &packet->tuple, to);
+	reason = wag_admits(ctx, packet, &packet->tuple, to);
 	if (reason)
 		return wag_drop(packet, reason);
 	if (to)
@@ -88,7 +88,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		verdict = to->nat_used && packet->has_flow ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 		if (verdict != WAG_NEXT)
 			return verdict;
-		reason = wag_admits(packet, &packet->tuple, to);
+		reason = wag_admits(ctx, packet, &packet->tuple, to);
 		if (reason)
 			return wag_drop(packet, reason);
 		return wag_is_left_to_conntrack(packet) ? WAG_PASS : wag_to_pod(ctx, packet, &packet->tuple, to);
@@ -112,7 +112,7 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 			return verdict;
 	}
 	if (wag_beside_proxy && wag_is_established(packet)) { /* an answer by a way that conntrack knows */
-		reason = wag_admits(packet, &packet->tuple, to);
+		reason = wag_admits(ctx, packet, &packet->tuple, to);
 		return reason ? wag_drop(packet, reason) : WAG_PASS;
 	}
 	return wag_beyond_services(ctx, packet, to);
@@ -154,7 +154,7 @@ WAG_INLINE enum wag_verdict wag_from_stack(wag_ctx *ctx, struct wag_packet *pack
 		return verdict;
 	if (wag_is_marked(ctx) || !wag_is_isolated(to))
 		return WAG_PASS;
-	reason = wag_admits(packet, &packet->tuple, to);
+	reason = wag_admits(ctx, packet, &packet->tuple, to);
 	return reason ? wag_drop(packet, reason) : WAG_PASS;
 }
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+
 import pytest
 from packets import CLIENT, REMOTE, A, B, both, tcp, udp
 
 from waggle.abi._generated import Conn, PolicyFlag, PolicyKey, PolicyRun, PolicyState, PolicyStep
+from waggle.kernel.netns import call_in_netns
 from waggle.testing.machine import DROP, REDIRECT, Machine
 
 ANY_CLASS = 2**64 - 1
@@ -98,3 +104,88 @@ def test_kept_flows_go_on_in_both_directions(guarded: Guarded) -> None:
     guarded.say(allowed=False, keep=True)
     assert guarded.from_b(tcp(B[4], 80, CLIENT[4], 1000, flags="A")) == REDIRECT
     assert guarded.to_b(tcp(CLIENT[4], 1000, B[4], 80, flags="A"), CLIENT[4]) == REDIRECT
+
+
+# -- connections that are not known: begun before there was a policy, or evicted --------------------------------------
+
+NETNS_ID = 8  # of the pod B's namespace, as the node's knows it
+
+
+@pytest.fixture(scope="module")
+def sandbox(loaded: Machine) -> Iterator[str]:
+    """The namespace of pod B: its addresses on an interface that leads nowhere."""
+    name = f"{loaded.netns}-cut"
+    try:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        for line in (
+            "link add eth0 type veth peer name nowhere",
+            "link set eth0 up",
+            "link set nowhere up",
+            f"addr add {B[4]}/24 dev eth0",
+            f"addr add {B[6]}/64 dev eth0 nodad",
+            "route add default dev eth0",
+            "-6 route add default dev eth0",
+        ):
+            subprocess.run(["ip", "-n", name, *line.split()], check=True)
+        subprocess.run(["ip", "-n", loaded.netns, "netns", "set", name, str(NETNS_ID)], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def closed(guarded: Guarded, sandbox: str) -> Guarded:
+    """Nobody may ask B, which has sockets."""
+    for v in (4, 6):
+        guarded.node.add_pod(B[v], 102, netns=NETNS_ID, ingress=IN)
+    guarded.say(allowed=False)
+    return guarded
+
+
+def listens(v: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if v == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    sock.bind(("::" if v == 6 else "", 80))
+    sock.listen()
+    return sock
+
+
+def connects(v: int, peer: str) -> socket.socket:
+    """Waits for its answer, which is as good as connected."""
+    sock = socket.socket(socket.AF_INET if v == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.bind((B[v], 80))
+    with contextlib.suppress(BlockingIOError):
+        sock.connect((peer, 1000))
+    return sock
+
+
+@both
+@hooks
+def test_a_pod_that_listens_was_asked(closed: Guarded, sandbox: str, v: int, peer: dict[int, str]) -> None:
+    source = peer[v]
+    with call_in_netns(f"/run/netns/{sandbox}", lambda: listens(v)):
+        assert closed.from_b(tcp(B[v], 80, source, 1000, flags="PA")) == DROP
+        assert closed.to_b(tcp(source, 1000, B[v], 80, flags="A"), source) == DROP
+        closed.say(allowed=True)
+        assert closed.from_b(tcp(B[v], 80, source, 1000, flags="PA")) == REDIRECT
+        closed.say(allowed=False)
+        assert closed.to_b(tcp(source, 1000, B[v], 80, flags="A"), source) == DROP  # it was opened by the other end
+
+
+@both
+@hooks
+def test_a_pod_that_is_connected_and_does_not_listen_has_asked(
+    closed: Guarded, sandbox: str, v: int, peer: dict[int, str]
+) -> None:
+    source = peer[v]
+    with call_in_netns(f"/run/netns/{sandbox}", lambda: connects(v, source)):
+        assert closed.to_b(tcp(source, 1000, B[v], 80, flags="A"), source) == REDIRECT
+        assert closed.from_b(tcp(B[v], 80, source, 1000, flags="PA")) == REDIRECT
+
+
+@both
+def test_where_no_socket_tells_either_end_may_have_asked(closed: Guarded, sandbox: str, v: int) -> None:
+    assert closed.from_b(tcp(B[v], 80, A[v], 1000, flags="FA")) == REDIRECT
+    assert closed.to_b(tcp(A[v], 1000, B[v], 80, flags="A"), A[v]) == REDIRECT
+    assert closed.to_b(tcp(A[v], 1000, B[v], 80), A[v]) == REDIRECT  # of an open flow
+    assert closed.to_b(tcp(A[v], 1001, B[v], 80), A[v]) == DROP

@@ -43,6 +43,17 @@ def test_a_connection_that_the_node_forgot_goes_on() -> None:
     assert not flows.allows(here, datagram.reversed())  # UDP does not tell who began
 
 
+def test_sockets_tell_who_opened_a_connection_that_is_not_known() -> None:
+    closed = world([policy("{podSelector: {}, policyTypes: [Ingress]}", "closed", "y")])
+    opens = packet("x/a", "y/a")
+    for known in (opens, opens.reversed()):
+        flows = PolicyFlows(sockets=lambda _, known=known: known)
+        passes = known != opens  # nobody may ask y, but y may ask x
+        assert flows.saw(closed, opens.reversed()) is passes
+        assert flows.saw(closed, opens._replace(begins=False)) is passes
+    assert PolicyFlows().saw(closed, opens._replace(begins=False))  # nobody tells: y may have asked
+
+
 def test_a_policy_that_comes_cuts_or_keeps() -> None:
     before, after = world(), world([DENY])
     for keep in (False, True):

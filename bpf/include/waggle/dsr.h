@@ -134,7 +134,7 @@ WAG_INLINE int wag_tunnel_accept(wag_ctx *ctx, struct wag_packet *packet, struct
 			return WAG_REASON_NO_NODE_IP;
 		client = wag_endpoint_find(&scratch->to.src);
 	}
-	reason = wag_admits(packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
+	reason = wag_admits(ctx, packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
 	if (reason)
 		return reason;
 	reason = wag_nat_create(ctx, packet, scratch, service->revision);

@@ -185,7 +185,7 @@ WAG_INLINE enum wag_verdict wag_way(wag_ctx *ctx, struct wag_packet *packet, con
 WAG_INLINE enum wag_verdict wag_route(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_endpoint *endpoint = wag_endpoint_find(&to->dst);
-	enum wag_reason reason = wag_admits(packet, to, endpoint);
+	enum wag_reason reason = wag_admits(ctx, packet, to, endpoint);
 
 	return reason ? wag_drop(packet, reason) : wag_way(ctx, packet, to, endpoint);
 }

@@ -195,7 +195,7 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 
 	if (!packet || !scratch || wag_is_marked(ctx) || !wag_icmp_find(ctx, packet, scratch))
 		return WAG_NEXT;
-	reason = wag_admits(packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
+	reason = wag_admits(ctx, packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
 	return reason ? wag_drop(packet, reason) : wag_icmp_turn(ctx, packet, scratch);
 }
 

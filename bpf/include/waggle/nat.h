@@ -290,7 +290,7 @@ static __noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, str
 		return WAG_DROP;
 	if (!wag_is_routed(packet)) {
 		verdict = wag_route(ctx, packet, to);
-	} else if ((reason = wag_admits(packet, to, wag_endpoint_find(&to->dst)))) {
+	} else if ((reason = wag_admits(ctx, packet, to, wag_endpoint_find(&to->dst)))) {
 		return wag_drop(packet, reason);
 	} else if (!wag_addr_equal(&to->dst, &packet->tuple.dst)) {
 		/* sent on the way to a Service: the backend's is another */

@@ -68,7 +68,7 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 	if (conn && !conn->may && !wag_begins(packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
-		reason = wag_policy_begin(packet, work, end);
+		reason = wag_policy_begin(ctx, packet, work, end);
 	if (!reason)
 		wag_policy_audits(packet);
 	/* what was there when the trial began goes on until it is confirmed: no socket that it keeps from connecting is connected */

@@ -12,8 +12,10 @@
 
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include "access.h"
 #include "addr.h"
 #include "config.h"
+#include "direct.h"
 #include "endpoint.h"
 #include "event.h"
 #include "names.h"
@@ -390,6 +392,12 @@ WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
 
 #ifdef WAG_OWN
 
+/* The end of the node's own packet that the node is. */
+WAG_INLINE const struct wag_addr *wag_own_end(const struct wag_packet *packet)
+{
+	return packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src;
+}
+
 /*
  * As wag_policy_judge, of the node's own traffic. Where the tables know nothing of its set, it passes: who could put them right
  * may have no other way to this node.
@@ -397,15 +405,14 @@ WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
 WAG_INLINE int wag_own_judge(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_node_policy *own = wag_node_policy_find();
-	const struct wag_addr *here, *peer;
+	const struct wag_addr *peer;
 	bool comes;
 	int verdict;
 	__u64 set;
 
 	if (!own)
 		return WAG_REASON_NONE;
-	here = packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src;
-	comes = wag_addr_equal(&flow->dst, here);
+	comes = wag_addr_equal(&flow->dst, wag_own_end(packet));
 	peer = comes ? &flow->src : &flow->dst;
 	if (packet->trial)
 		set = comes ? own->trial_ingress : own->trial_egress;
@@ -480,7 +487,8 @@ __noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flo
 	name = bpf_map_lookup_elem(&wag_names, &work->name);
 	work->query.now = wag_seconds();
 	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
-		if (name->pattern[i] && (__s32)(name->until[i] - work->query.now) >= 0 &&
+		/* of a flow that lives by a name, every one counts that was learned */
+		if (name->pattern[i] && (work->had || (__s32)(name->until[i] - work->query.now) >= 0) &&
 		    wag_name_decides(packet, work, name->pattern[i]))
 			return WAG_POLICY_ALLOW;
 	}
@@ -648,9 +656,57 @@ WAG_INLINE int wag_policy_judge_as(struct wag_packet *packet, struct wag_policy_
 	return wag_policy_judge(packet, &work->back);
 }
 
-/* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
-static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+enum wag_opener {
+	WAG_OPENER_UNKNOWN = 0,
+	WAG_OPENER_SENDER = 1,
+	WAG_OPENER_OTHER = 2,
+};
+
+/* Whose sockets are at the end `addr`? A pod's here, with its own namespace; WAG_NETNS_ID_UNKNOWN: nobody's that can be asked. */
+WAG_INLINE int wag_policy_netns(const struct wag_packet *packet, const struct wag_addr *addr)
 {
+	struct wag_endpoint *local;
+
+#ifdef WAG_OWN
+	if (packet->own)
+		return wag_addr_equal(addr, wag_own_end(packet)) ? WAG_NETNS_ID_NODE : WAG_NETNS_ID_UNKNOWN;
+#endif
+	local = wag_endpoint_find(addr);
+	return wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE ? local->netns :
+											      WAG_NETNS_ID_UNKNOWN;
+}
+
+/*
+ * Who opened a connection that is not known, of which this is a packet? The sockets of a pod here tell, or the node's where it
+ * is its own: one that listens at this port has been asked, and one that is connected where nobody listens has asked. `to`:
+ * room for a tuple.
+ */
+WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_packet *packet, const struct wag_tuple *flow,
+					     struct wag_tuple *to)
+{
+	int netns = wag_policy_netns(packet, &flow->src);
+	bool sends = netns != WAG_NETNS_ID_UNKNOWN;
+
+	*to = *flow;
+	if (sends)
+		wag_tuple_reverse(to, flow);
+	else
+		netns = wag_policy_netns(packet, &flow->dst);
+	if (netns == WAG_NETNS_ID_UNKNOWN)
+		return WAG_OPENER_UNKNOWN;
+	to->sport = 0; /* nobody is connected to that */
+	if (wag_socket_takes(ctx, to, netns, 0))
+		return sends ? WAG_OPENER_OTHER : WAG_OPENER_SENDER;
+	to->sport = sends ? flow->dport : flow->sport;
+	if (wag_socket_takes(ctx, to, netns, 1))
+		return sends ? WAG_OPENER_SENDER : WAG_OPENER_OTHER;
+	return WAG_OPENER_UNKNOWN;
+}
+
+/* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
+static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	enum wag_opener opener = WAG_OPENER_SENDER;
 	struct wag_policy_state *state;
 	__u32 zero = 0;
 	__u32 rule;
@@ -663,16 +719,23 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 	work->conn.revision = state ? wag_policy_revision(packet, state) : 0;
 	barrier();
 	work->pattern = 0;
-	reason = wag_policy_judge(packet, &work->flow);
-	if (reason && wag_is_established(packet)) {
+	if (wag_is_established(packet))
+		opener = wag_policy_opener(ctx, packet, &work->flow, &work->back);
+	wag_tuple_reverse(&work->back, &work->flow);
+	if (opener == WAG_OPENER_OTHER) {
+		reason = wag_policy_judge(packet, &work->back);
+		end = 3 - end;
+	} else {
+		reason = wag_policy_judge(packet, &work->flow);
+	}
+	if (reason && opener == WAG_OPENER_UNKNOWN) {
 		/*
-		 * In the middle of a connection that is not known: evicted, or begun before a policy came. Who may be
-		 * asked at this port may answer.
+		 * In the middle of a connection of which nobody knows any more who opened it. Who may be asked at this
+		 * port may answer.
 		 */
 		set = packet->policy;
 		rule = packet->rule;
 		packet->audit = 0; /* of a direction that does not count */
-		wag_tuple_reverse(&work->back, &work->flow);
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
 			end = 3 - end;
@@ -691,6 +754,22 @@ static __noinline int wag_policy_begin(struct wag_packet *packet, struct wag_pol
 }
 
 #define WAG_DNS_PORT 53
+
+/*
+ * A flow that the server has opened, with an answer to something of long ago, say, is the pod's too from the moment it asks.
+ * `end`: the pod.
+ */
+static __noinline int wag_policy_question(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_conn *conn;
+
+	if (!packet || !work)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
+	if (conn && !(conn->opened & end) && !wag_policy_judge(packet, &work->flow))
+		conn->opened |= end;
+	return 0;
+}
 
 /* Is it an answer to what a pod has asked, whose policies accept names? Then wag_finish will read it. `end`: its source. */
 static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
@@ -732,7 +811,7 @@ WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const stru
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
  */
-__noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
+__noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
 	int reason = WAG_REASON_NONE;
@@ -745,7 +824,8 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 		return WAG_REASON_NONE;
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
+		conn = wag_conn_find(packet, &work->key);
+		if (conn ? wag_conn_open(conn) : wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
 	work->flow = packet->tuple;
@@ -757,11 +837,13 @@ __noinline int wag_policy_admit(struct wag_packet *packet, struct wag_tuple *to)
 	if (conn && !conn->may && !wag_begins(packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
-		reason = wag_policy_begin(packet, work, end);
+		reason = wag_policy_begin(ctx, packet, work, end);
 	if (reason)
 		return reason;
 	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
 		wag_policy_answer(packet, work, end);
+	else if (work->flow.dport == bpf_htons(WAG_DNS_PORT))
+		wag_policy_question(packet, work, end);
 	wag_policy_audits(packet);
 	return WAG_REASON_NONE;
 }
@@ -796,7 +878,8 @@ WAG_INLINE void wag_policy_sender(struct wag_packet *packet, const struct wag_en
  * The same, asked by everything that delivers: once for a packet. A pod without policies, talking to one without any, is let
  * pass after looking at the two entries that say where they are. `dest`: the destination's, NULL where it is elsewhere.
  */
-WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tuple *to, const struct wag_endpoint *dest)
+WAG_INLINE enum wag_reason wag_admits(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to,
+				      const struct wag_endpoint *dest)
 {
 #ifdef WAG_XDP
 	return WAG_REASON_NONE; /* it brings nothing to pods */
@@ -810,7 +893,7 @@ WAG_INLINE enum wag_reason wag_admits(struct wag_packet *packet, struct wag_tupl
 	if (packet->pending || (isolated && dest->ingress_policy == WAG_POLICY_PENDING))
 		reason = wag_policy_pending(packet, to);
 	else
-		reason = wag_policy_admit(packet, to);
+		reason = wag_policy_admit(ctx, packet, to);
 	packet->admitted = !reason;
 	return reason;
 #endif

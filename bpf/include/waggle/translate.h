@@ -102,7 +102,7 @@ static __noinline int wag_service_begin(wag_ctx *ctx, struct wag_packet *packet,
 	to->dport = backend.port;
 	local = wag_endpoint_find(&backend.addr);
 	client = wag_endpoint_find(&packet->tuple.src);
-	reason = wag_admits(packet, to, local); /* before there is an entry that nothing may use */
+	reason = wag_admits(ctx, packet, to, local); /* before there is an entry that nothing may use */
 	if (reason)
 		return reason;
 	/*

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from waggle.abi._generated import Scope, ServiceKey
 from waggle.abi.address import ANY4, ANY6, is_ipv4
+from waggle.abi.learned_names import Learned, learned
 from waggle.agent.dns_server import PORT as DNS_PORT
 from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
@@ -52,6 +53,7 @@ from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_network
 from waggle.model.why import Situation
 from waggle.model.workload import DEFAULT_NAMESPACE
 from waggle.observe.names import Names
+from waggle.observe.policy_names import told
 from waggle.observe.rules import PlannedRules
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
@@ -397,6 +399,10 @@ class Agent:
         known = all(source.policies_synced.is_set() for source in self.sources.values())
         return known and self.all_synced and self.attached_pods.published
 
+    def learned_names(self) -> list[Learned]:
+        """What DNS answers told pods whose policies accept names. Blocking."""
+        return list(learned(self.datapath.maps["wag_names"].dump(), time.monotonic()))
+
     def situation(self) -> Situation:
         """The objects as they are now, for the model to be asked; a copy, that stays as it is in another thread."""
         store, facts, node = self.store, self.context.node, self.network.node
@@ -412,6 +418,7 @@ class Agent:
             cluster_policies=dict(store.cluster_policies),
             node=facts.name,
             node_addresses=frozenset(node.every),
+            told=told(self.learned_names(), self.cni.pods(), self.policies.planner.tables.patterns),
         )
         local = LocalNode(
             facts,

@@ -32,6 +32,7 @@ from waggle.model.why import why
 from waggle.observe.flow_filter import parse_filter
 from waggle.observe.names import frontend_text
 from waggle.observe.policies import policy_rows
+from waggle.observe.policy_names import name_rows
 from waggle.observe.why import why_json
 from waggle.plan.services import view_service
 
@@ -79,6 +80,7 @@ class Api:
                 web.get("/policies", self._policies),
                 web.get("/node-policies", self._node_policies),
                 web.post("/node-policies/{what}", self._change_node_policies),
+                web.get("/policy-names", self._policy_names),
                 web.get("/why", self._why),
                 web.get("/events", self._events),
                 web.get("/events/{id}", self._event),
@@ -231,6 +233,11 @@ class Api:
                 await asyncio.sleep(0)
             rows.append(row)
         return _json(rows)
+
+    async def _policy_names(self, _request: web.Request) -> web.Response:
+        agent = self._agent
+        found = await asyncio.to_thread(agent.learned_names)
+        return _json(list(name_rows(found, agent.cni.pods(), agent.policies.planner.tables.patterns)))
 
     async def _why(self, request: web.Request) -> web.Response:
         """What happens to a packet and why, from the objects that are known now."""

@@ -1,16 +1,18 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing, of a flow that the node does not know, passes also where the reverse direction is allowed now: the node may
-have forgotten the flow, or a policy may have come after it. When objects change, flows are judged again as they were
-opened, or keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked
-has still to say does not open it, only a packet that begins a connection does.
+nothing, of a flow that the node does not know, is judged as its connection was opened, which the sockets of its ends
+tell: the node may have forgotten the flow, or a policy may have come after it. Where they tell nothing it passes if
+either direction is allowed. When objects change, flows are judged again as they were opened, or keep passing, as a
+setting says. One that may not go on is cut for both ends: what the end that was asked has still to say does not open
+it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,21 +46,27 @@ class PolicyPacket(NamedTuple):
 @dataclass(slots=True)
 class PolicyFlows:
     """The flows that a node let through. `keep`: established flows outlive the policies that allowed them
-    (policy-established: keep); otherwise the verdict of each is that of now (cut)."""
+    (policy-established: keep); otherwise the verdict of each is that of now (cut). `sockets`: what opened the
+    connection of a packet, as far as its ends can tell."""
 
     keep: bool = False
+    sockets: Callable[[PolicyPacket], PolicyPacket | None] = lambda packet: None
     _opened: dict[object, PolicyPacket] = field(default_factory=dict)  # flow → the packet that opened it
 
     def allows(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Whether a packet must pass, `world` being as it is now."""
         if self.is_open(world, packet):
             return True
-        connects = packet.protocol in _CONNECTIONS
-        if self.is_known(packet) and not (connects and packet.begins):
+        if self.is_known(packet) and not (packet.begins and packet.protocol in _CONNECTIONS):
             return False
-        if _allowed(world, packet):
-            return True
-        return connects and not packet.begins and _allowed(world, packet.reversed())
+        return any(_allowed(world, one) for one in self._meant(packet))
+
+    def _meant(self, packet: PolicyPacket) -> list[PolicyPacket]:
+        """What may have opened the flow of a packet, were it not known."""
+        if packet.begins or packet.protocol not in _CONNECTIONS:
+            return [packet]
+        opener = self.sockets(packet)
+        return [packet, packet.reversed()] if opener is None else [opener]
 
     def allows_error(
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
@@ -78,13 +86,15 @@ class PolicyFlows:
         about = inner.source.address == destination
         if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
             about = about and inner.destination.address == source
-        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
+        if not about or self.is_known(inner):
+            return about and self.is_open(world, inner)
+        return _allowed(world, inner) or _allowed(world, inner.reversed())
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
         passes = self.allows(world, packet)
         if passes and not self.is_open(world, packet):
-            self._opened[packet.flow] = packet if _allowed(world, packet) else packet.reversed()
+            self._opened[packet.flow] = next(one for one in self._meant(packet) if _allowed(world, one))
         return passes
 
     def is_known(self, packet: PolicyPacket) -> bool:
@@ -95,6 +105,12 @@ class PolicyFlows:
         """Whether the flow of a packet is remembered, and may go on."""
         opener = self._opened.get(packet.flow)
         return opener is not None and (self.keep or _allowed(world, opener))
+
+    def judged(self, world: PolicyWorld, packet: PolicyPacket) -> PolicyPacket:
+        """The packet whose verdict counts: of a flow that is cut it is the one that opened it."""
+        opener = self._opened.get(packet.flow)
+        begins = packet.protocol in _CONNECTIONS and packet.begins
+        return packet if opener is None or begins or self.is_open(world, packet) else opener
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from waggle.abi._generated import ClassRangeKey, NameKey, NodePolicy, PatternKey, PolicyRun, PolicyState, PolicyStep
 from waggle.abi.address import pack_address, unpack_address
+from waggle.abi.learned_names import in_force, pack_pattern
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
 from waggle.model.policy_rules import NO_RULE
@@ -37,7 +38,6 @@ from waggle.plan.policy_tables import (
     mapped_length,
 )
 from waggle.reconcile.drift import Drift
-from waggle.reconcile.learned_names import in_force, pack_pattern
 
 Assign = Callable[[Iterable[str]], None]
 
