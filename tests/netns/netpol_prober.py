@@ -13,6 +13,7 @@ import contextlib
 import json
 import selectors
 import socket
+import struct
 import sys
 import threading
 import time
@@ -94,7 +95,36 @@ def hold(address: str, port: int, seconds: float, stop: str = "") -> list[float]
     return answered
 
 
-COMMANDS = {"probe": probe, "load": load, "hold": hold}
+def listen(port: int, seconds: float) -> list[str]:
+    """Who sent a datagram."""
+    senders = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("0.0.0.0", port))
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            one.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                senders.append(one.recvfrom(100)[1][0])
+    return senders
+
+
+def tagged(source: str, address: str, port: int, tags: list[int]) -> None:
+    """A datagram in a frame with VLAN tags of these numbers, from whatever address."""
+    with Path("/proc/net/arp").open() as neighbours:
+        router = next(line.split()[3] for line in neighbours if line.endswith("eth0\n"))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as one:
+        one.bind(("eth0", 0))
+        udp = struct.pack("!HHHH", 40000, port, 9, 0) + b"!"
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0x4000, 64, 17, 0)
+        head += socket.inet_aton(source) + socket.inet_aton(address)
+        words = sum(struct.unpack("!10H", head))
+        words = (words & 0xFFFF) + (words >> 16)
+        head = head[:10] + struct.pack("!H", ~(words + (words >> 16)) & 0xFFFF) + head[12:]
+        macs = bytes.fromhex(router.replace(":", "")) + one.getsockname()[4]
+        one.send(macs + b"".join(struct.pack("!HH", 0x8100, tag) for tag in tags) + b"\x08\0" + head + udp)
+
+
+COMMANDS = {"probe": probe, "load": load, "hold": hold, "listen": listen, "tagged": tagged}
 
 
 def answer(connection: socket.socket) -> None:

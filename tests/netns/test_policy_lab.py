@@ -326,6 +326,25 @@ def test_verdicts_outlive_the_agent_and_a_restart_opens_and_cuts_nothing(lab: Po
     lab.comes_to(expected)
 
 
+def test_a_tag_without_a_number_is_no_way_past_policies(lab: PolicyLab) -> None:
+    """The stack takes such a packet for one without a tag."""
+    mine, other, target = (lab.addresses[name][0] for name in ("z/a", "x/a", "y/a"))
+    assert lab.reaches("z/a", "y/a")  # and knows its router
+    ways = [(mine, []), (mine, [0]), (mine, [0, 0]), (other, []), (other, [0]), (other, [0, 0])]
+
+    def arrives() -> list[str]:
+        heard = lab.begin("y/a", "listen", 9, 1.0)
+        time.sleep(0.3)
+        for source, tags in ways:
+            lab.tell("z/a", "tagged", source, target, 9, tags)
+        return list(heard.result())
+
+    assert arrives() == [mine, mine]
+    lab.enforce([policy("{podSelector: {}, policyTypes: [Egress]}", "z", "z")])
+    lab.until(lambda: not lab.reaches("z/a", "y/a", timeout=0.2))
+    assert arrives() == []
+
+
 def test_every_pod_is_there(lab: PolicyLab) -> None:
     """What the table is about: nine pods."""
     assert len(EVERY) == len(NAMESPACES) * len(PODS) == len(lab.addresses)
