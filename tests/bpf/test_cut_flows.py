@@ -33,7 +33,7 @@ class Guarded:
         """Everybody may ask B, or nobody."""
         verdict = int(PolicyFlag.ALLOW) if allowed else 0
         self.revision += 1
-        self.node.maps["wag_policy_steps"].update(bytes(4), PolicyStep(0, 7, verdict).pack())
+        self.node.maps["wag_policy_steps"].update(bytes(4), PolicyStep(0, 7, verdict, 0, 0).pack())
         self.node.maps["wag_policy"].update(PolicyKey(IN, ANY_CLASS).pack(), PolicyRun(0, 1).pack())
         self.node.maps["wag_policy_state"].update(bytes(4), PolicyState(self.revision, int(keep)).pack())
 
