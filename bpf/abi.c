@@ -6,6 +6,7 @@
 #include <linux/bpf.h>
 #include "waggle/forward.h"
 #include "waggle/health_maps.h"
+#include "waggle/learn.h"
 #include "waggle/nat.h"
 #include "waggle/netns.h"
 #include "waggle/policy.h"

@@ -111,8 +111,10 @@ WAG_INLINE enum wag_verdict wag_from_pod(wag_ctx *ctx, struct wag_packet *packet
 		if (verdict != WAG_NEXT)
 			return verdict;
 	}
-	if (wag_beside_proxy && wag_is_established(packet))
-		return WAG_PASS; /* an answer by a way that conntrack knows */
+	if (wag_beside_proxy && wag_is_established(packet)) { /* an answer by a way that conntrack knows */
+		reason = wag_admits(ctx, packet, &packet->tuple, to);
+		return reason ? wag_drop(packet, reason) : WAG_PASS;
+	}
 	return wag_beyond_services(ctx, packet, to);
 }
 

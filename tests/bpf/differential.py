@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 
+import policy_differential
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.errors import FlakyFailure
 from worlds import (
@@ -192,12 +193,13 @@ def main() -> int:
     first = int(os.environ.get("SEED") or random.randrange(1 << 32))
     examples = int(os.environ.get("EXAMPLES") or 200)
     protocols = tuple((os.environ.get("PROTOCOLS") or ",".join(PROTOCOLS)).split(","))
-    on = machine("differential")
+    on, policed = machine("differential"), policy_differential.machine("policed")
     begin = time.monotonic()
     agreed: Counter[str] = Counter()
     try:
         for number in range(first, sys.maxsize):
             agreed += explore(on, number, examples, protocols)
+            agreed += policy_differential.explore(policed, number, examples)
             spent = time.monotonic() - begin
             print(f"SEED={number}: {agreed.total()} packets agree after {spent:.0f} s", flush=True)
             if spent >= seconds:
@@ -208,6 +210,7 @@ def main() -> int:
         return 1
     finally:
         on.close()
+        policed.close()
     for what, count in agreed.most_common():
         print(f"{count:10} {what}")
     print(f"{agreed.total()} packets, 0 differ")

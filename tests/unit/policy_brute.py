@@ -46,10 +46,11 @@ from waggle.plan.policy_tables import (
     ANY,
     AUDIT,
     DENY,
+    NAMED,
     NOBODY,
     OPEN,
+    STRICT,
     PolicyTables,
-    Precedence,
     step_key,
 )
 
@@ -337,15 +338,15 @@ def look_up(tables, direction, own, peer, protocol, port, names=frozenset()) -> 
     key = step_key(protocol, port)
     place = at(entries[class_id], key)
     found = entries[class_id][place]
-    table = tables.names.get(set_id)
-    best: tuple[Precedence, int] | None = None
-    for pattern in names & table.patterns.keys() if table else ():
-        of_pattern = table.patterns[pattern]
-        to = at(entries[of_pattern], key)
-        ends, static = table.precedence[of_pattern][to], table.precedence[class_id][place]
-        if (ends.admin < static.admin or ends.baseline < static.baseline) and (best is None or ends < best[0]):
-            best = ends, entries[of_pattern][to].rule
-    return (ALLOW, best[1]) if best else (found.verdict, found.rule)
+    best = None
+    for pattern in names & tables.patterns.keys() if set_id & 1 and found.verdict != ALLOW else ():
+        of_pattern = NAMED | tables.patterns[pattern] | (STRICT if found.verdict & AUDIT else 0)
+        if of_pattern in entries:
+            step = entries[of_pattern][at(entries[of_pattern], key)]
+            before = step.admin < found.admin or step.baseline < found.baseline
+            if step.verdict & ALLOW and before and (best is None or step[3:] < best[3:]):
+                best = step
+    return (ALLOW, best.rule) if best else (found.verdict, found.rule)
 
 
 # -- random worlds --------------------------------------------------------------------------------------------------
@@ -530,7 +531,13 @@ def histories(draw, *, one_at_a_time: bool = False) -> list[World]:
     }
     for _ in range(draw(st.integers(1, 3))):
         world = found[-1]
-        for kind in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=1 if one_at_a_time else 3)):
+        for kind in draw(
+            st.lists(
+                st.sampled_from([*sorted(kinds), "policies", "policies"]),
+                min_size=1,
+                max_size=1 if one_at_a_time else 3,
+            )
+        ):
             objects = dict(getattr(world, kind))
             goes = bool(objects) and draw(st.booleans())
             if goes:

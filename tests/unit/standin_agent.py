@@ -52,6 +52,7 @@ class StandInAgent:
         self.told: list[dict[str, Any]] = []  # what everybody is told who asks for events
         self.asked: tuple[FlowFilter, dict[str, Any]] = FlowFilter(), {}  # what was asked last
         self.listening = threading.Event()
+        self.left = threading.Event()  # nobody asks for events any more
         self.doctor = StandInDoctor()
         self.last_error = ""
         self.synced = True
@@ -91,8 +92,11 @@ class StandInAgent:
         for event in self.told:
             yield dict(event)
         self.listening.set()
-        if how["follow"]:
-            await asyncio.Event().wait()
+        try:
+            if how["follow"]:
+                await asyncio.Event().wait()
+        finally:
+            self.left.set()
 
     def find(self, identity: str) -> dict[str, Any] | None:
         return next((event for event in self.told if event["id"] == identity), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -778,6 +779,15 @@ def test_flows_with_names_that_want_to_be_more_than_names(waggle, agent: StandIn
     assert (ran.code, ran.out.count("\n")) == (0, 1)
     assert_harmless(ran.out, name)
     assert json.loads(waggle("flows", "--limit", "1", "-o", "json").out)["service"] == name
+
+
+def test_who_hangs_up_is_forgotten_though_nothing_happens(agent: StandInAgent):
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(agent.config.api_socket))
+        reader.sendall(b"GET /events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        assert agent.listening.wait(10) and not agent.left.is_set()
+    assert agent.left.wait(10)
 
 
 def test_flows_end_with_the_agent_which_does_not_wait_for_them(waggle, running: Running):

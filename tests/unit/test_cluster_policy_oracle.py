@@ -313,6 +313,12 @@ ROWS: list[tuple[str, Policies, str, str]] = [
         f"x/a>y/a:81 x/a>{OUTSIDE}",
     ),
     (
+        "one that fails closed keeps everybody out but the own node",
+        [ingress("{action: Deny, from: [{}]}")],
+        "node1>x/a:80",
+        "node2>x/a:80 node1>x/c:80",
+    ),
+    (
         "earlier rules come before one that fails closed",
         [ingress(f"{{action: Accept, {FROM_Y}}}", "{action: Deny, from: [{}]}")],
         "y/a>x/a:80",
@@ -474,6 +480,13 @@ AUDIT: list[tuple[str, Policies, str, bool, str | None]] = [
             ingress(f"{{action: Deny, {FROM_Y}}}", tier="Baseline"),
             policy("{podSelector: {}, ingress: [{}]}", audit=True),
         ],
+        "y/a>x/a:80",
+        False,
+        None,
+    ),
+    (
+        "what is denied anyway is no report",
+        [DENY_ALL, ingress(f"{{action: Deny, {FROM_Y}}}", audit=True)],
         "y/a>x/a:80",
         False,
         None,

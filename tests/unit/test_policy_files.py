@@ -293,8 +293,10 @@ def test_refused_objects_are_errors(waggle, tmp_path: Path) -> None:
     assert ran.code == 2
     assert "error: policies.yaml:12: NetworkPolicy x: the NetworkPolicy has no apiVersion" in ran.out
     assert waggle("policy", "check", "nowhere").code == 2
-    twice = waggle("policy", "check", "workloads.yaml", "--with", "workloads.yaml")
-    assert "is given in workloads.yaml:1 too" in twice.out
+    (tmp_path / "policies.yaml").write_text(FINE)
+    assert waggle("policy", "check", "policies.yaml", "--with", ".").code == 0  # the same file twice is one file
+    (tmp_path / "again.yaml").write_text(FINE)
+    assert "policies.yaml:1: NetworkPolicy shop/p: is given in again.yaml:1 too" in waggle("policy", "check", ".").out
 
 
 def test_diff(waggle, tmp_path: Path) -> None:

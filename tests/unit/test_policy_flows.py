@@ -114,6 +114,18 @@ def test_icmp_errors_follow_what_they_are_about() -> None:
     assert flows.allows_error(open_to_icmp, "ICMP", "203.0.113.1", address("x/a"), packet("x/a", "y/a", 443))
 
 
+def test_an_error_is_no_way_out() -> None:
+    here, flows = world([DENY, IN_80]), PolicyFlows()
+    asked = packet("203.0.113.9", "x/a")
+    back = address("x/a"), "203.0.113.9"
+    assert flows.allows_error(here, "ICMP", *back, asked)
+    assert not flows.allows_error(here, "ICMP", *back, packet("203.0.113.9", "x/a", 443))
+    # about what others have got: nothing is said of them, and nothing of it
+    assert not flows.allows_error(here, "ICMP", *back, packet("203.0.113.9", "203.0.113.10"))
+    # about what somebody else has sent
+    assert not flows.allows_error(here, "ICMP", *back, packet("203.0.113.8", "x/a"))
+
+
 def test_names_of_rules() -> None:
     ref = RuleRef("NetworkPolicy", ObjectKey("x", "web"), Direction.INGRESS, 3)
     assert ref.id == rule_id("NetworkPolicy", ObjectKey("x", "web"), Direction.INGRESS, 3) == 0xAC9A6456

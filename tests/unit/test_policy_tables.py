@@ -9,14 +9,14 @@ from policy_brute import look_up
 
 from waggle.model.meta import ObjectKey
 from waggle.model.objects import Node, Pod
-from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
+from waggle.model.policy_objects import AUDIT_ANNOTATION, ClusterNetworkPolicy, Namespace, NetworkPolicy
 from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.policy import PolicyPlanner
 from waggle.plan.policy_ids import PolicyIds
 from waggle.plan.policy_memory import entry_bytes, identity_tables
 from waggle.plan.policy_predicates import Predicates, hash64
 from waggle.plan.policy_ranges import BlockRanges
-from waggle.plan.policy_tables import ALLOW, ANY, DENY, END, NOBODY, OPEN, SELF, step_key
+from waggle.plan.policy_tables import ALLOW, ANY, AUDIT, DENY, END, NOBODY, OPEN, SELF, step_key
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
 KINDS = {"Pod": Pod, "Namespace": Namespace, "Node": Node}
@@ -83,6 +83,22 @@ def test_a_pod_nobody_knows_has_no_sets():
     made.set_pod(ObjectKey("a", "late"), pod(ObjectKey("a", "late"), "10.0.0.9"))
     (delta,) = made.plan()
     assert delta.pods == {"10.0.0.9": (OPEN, OPEN)}
+
+
+def test_what_is_no_address_or_no_port_of_a_pod_is_passed_over():
+    made = planner(policy("{podSelector: {}, ingress: [{ports: [{port: http}]}]}"))
+    odd = msgspec.convert(
+        {
+            "metadata": {"name": "odd", "namespace": "a"},
+            "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 70000}]}]},
+            "status": {"podIPs": [{"ip": "pending"}, {"ip": "10.0.0.9"}]},
+        },
+        Pod,
+    )
+    made.attach("10.0.0.9", odd.key)
+    made.set_pod(odd.key, odd)
+    made.plan()
+    assert look_up(made.tables, INGRESS, "10.0.0.9", "10.0.0.2", "TCP", 70000 & 0xFFFF)[0] == DENY
 
 
 def test_policies_of_other_pods_make_nothing():
@@ -156,6 +172,18 @@ def test_a_block_of_a_whole_family_needs_no_entry_for_each_class():
     assert not may(made, EGRESS, "2001:db8::1")
 
 
+def test_a_rule_for_all_pods_needs_no_entry_for_each_class():
+    everybody = policy("{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}", "q")
+    made = planner(policy(ONLY_DB.replace("ingress", "policyTypes: [Egress], egress").replace("from", "to")), everybody)
+    ingress, egress = made.tables.pods["10.0.0.1"]
+    assert made.tables.classes["10.0.0.2"] != made.tables.classes["10.0.1.1"]
+    assert set(made.tables.sets[ingress]) == {ANY, NOBODY, SELF}
+    assert len(made.tables.sets[egress]) == 3
+    assert may(made, INGRESS, "10.0.0.2")
+    assert may(made, INGRESS, "10.0.1.1")
+    assert not may(made, INGRESS, "203.0.113.1")
+
+
 def test_ipv6_of_any_address_means_no_ipv4_address():
     text = "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: '::/0'}}]}]}"
     made = planner(policy(text))
@@ -218,11 +246,32 @@ def test_names_are_asked_at_the_place_of_their_rule():
     assert look_up(*asked)[0] == DENY
     assert look_up(*asked, frozenset(("a.org",)))[0] == ALLOW
     assert look_up(*asked, frozenset(("b.org",)))[0] == DENY
-    (table,) = made.tables.names.values()
-    assert table.patterns == {name: hash64(f"name:{name}") for name in ("a.org", "b.org")}
+    assert made.tables.patterns == {name: hash64(f"name:{name}") & 0xFFFFFFFF for name in ("a.org", "b.org")}
     made.set_cluster_policy(ObjectKey("", "c"), None)
     made.plan()
-    assert made.tables.names == {}
+    assert made.tables.patterns == {}
+
+
+def test_only_sets_with_names_have_odd_ids():
+    named = (
+        "{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Accept, to: [{domainNames: [a.b]}]}]}"
+    )
+    made = planner(policy(ONLY_DB), cluster_policy(named))
+    ((ingress, egress),) = made.tables.pods.values()
+    assert (ingress & 1, egress & 1) == (0, 1)
+
+
+def test_an_audited_policy_that_accepts_names_is_tried_as_it_would_be():
+    text = """{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [
+        {action: Accept, to: [{domainNames: [a.org]}]},
+        {action: Deny, to: [{networks: [0.0.0.0/0]}]}]}"""
+    audited = cluster_policy(text)
+    audited = msgspec.structs.replace(
+        audited, metadata=msgspec.structs.replace(audited.metadata, annotations={AUDIT_ANNOTATION: "true"})
+    )
+    asked = planner(audited).tables, EGRESS, "10.0.0.1", "203.0.113.1", "TCP", 80
+    assert look_up(*asked)[0] == ALLOW | AUDIT
+    assert look_up(*asked, frozenset(("a.org",)))[0] == ALLOW
 
 
 def test_rules_are_known_while_a_set_has_them():

@@ -100,6 +100,10 @@ enum wag_counter {
 	WAG_COUNTER_UDP_SLOT = 3,     /* a UDP socket asked for one more Service than it has slots */
 	WAG_COUNTER_MASQUERADE = 4,   /* flows that left the cluster with the node's address */
 	WAG_COUNTER_DSR = 5,          /* flows that came from another node, to be answered directly */
+	WAG_COUNTER_NAME_LEARNED = 6,    /* addresses of names that DNS answers gave */
+	WAG_COUNTER_NAME_ENTRY = 7,      /* those that made an entry of their own in wag_names */
+	WAG_COUNTER_NAME_SLOT = 8,       /* a pattern that made room for another one of the same address */
+	WAG_COUNTER_NAME_UNREADABLE = 9, /* DNS answers that could not be read to their end */
 	WAG_COUNTER_MAX = 16,
 };
 

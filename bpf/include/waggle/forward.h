@@ -12,6 +12,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "fragment.h"
+#include "learn.h"
 #include "packet.h"
 #include "policy.h"
 #include "report.h"
@@ -216,6 +217,8 @@ WAG_INLINE int wag_finish(wag_ctx *ctx, struct wag_packet *packet, enum wag_verd
 		ctx->mark = WAG_MARK;
 	if (wag_begins_directly(packet, verdict))
 		wag_direct_record(packet);
+	if (packet->answers && verdict != WAG_DROP)
+		wag_names_learn(ctx, packet); /* before the pod sees it */
 	switch (verdict) {
 	case WAG_TO_POD: /* into its namespace, which the kernel allows for what comes in alone */
 		return outside ? bpf_redirect(packet->out_ifindex, 0) : bpf_redirect_peer(packet->out_ifindex, 0);

@@ -122,7 +122,7 @@ WAG_INLINE int wag_icmp_write(wag_ctx *ctx, const struct wag_packet *packet, con
 	       wag_icmp_addresses(ctx, v4, WAG_L3_OFF, outer, outside);
 }
 
-/* Policies will be asked about the packet inside. */
+/* Policies will be asked about the packet inside: its source as its sender knows it, its destination as it got there. */
 WAG_INLINE void wag_icmp_keep(struct wag_packet *packet, const struct wag_tuple *inner)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
@@ -134,29 +134,46 @@ WAG_INLINE void wag_icmp_keep(struct wag_packet *packet, const struct wag_tuple 
 }
 
 /*
- * Turns back an error about a translated flow, and sends it on its way where the hook is one that does. WAG_NEXT:
- * something else, untouched.
+ * Is it an error about a translated flow? Then scratch->entry.to is the packet inside as its sender knows it, and
+ * scratch->to leads there. What policies are to be asked about is kept for all errors.
  */
-static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
+static __noinline int wag_icmp_find(wag_ctx *ctx, struct wag_packet *packet, struct wag_scratch *scratch)
+{
+	struct wag_icmp_inner inner = {};
+	struct wag_nat *nat;
+
+	if (!packet || !scratch || !wag_icmp_read(ctx, packet, &inner))
+		return false;
+	wag_tuple_reverse(&scratch->answer, &inner.tuple);
+	nat = bpf_map_lookup_elem(&wag_nat, &scratch->answer);
+	if (!nat) {
+		wag_icmp_keep(packet, &inner.tuple);
+		return false;
+	}
+	wag_tuple_reverse(&scratch->entry.to, &nat->to);
+	scratch->to = packet->tuple;
+	scratch->to.dst = scratch->entry.to.src;
+	scratch->answer = scratch->entry.to;
+	scratch->answer.dst = inner.tuple.dst;
+	scratch->answer.dport = inner.tuple.dport;
+	wag_icmp_keep(packet, &scratch->answer);
+	return true;
+}
+
+/* The error becomes one about the packet that was sent. Returns enum wag_verdict. */
+static __noinline int wag_icmp_turn(wag_ctx *ctx, struct wag_packet *packet, struct wag_scratch *scratch)
 {
 	struct wag_icmp_inner inner = {};
 	struct wag_addr outer[2];
-	struct wag_tuple tuple;
-	struct wag_nat *nat;
+	struct wag_tuple *sent;
 
-	if (!packet || wag_is_marked(ctx) || !wag_icmp_read(ctx, packet, &inner))
+	if (!packet || !scratch || !wag_icmp_read(ctx, packet, &inner))
 		return WAG_NEXT;
-	wag_tuple_reverse(&tuple, &inner.tuple);
-	nat = bpf_map_lookup_elem(&wag_nat, &tuple);
-	if (!nat) {
-		wag_icmp_keep(packet, &inner.tuple);
-		return WAG_NEXT;
-	}
-	wag_tuple_reverse(&tuple, &nat->to);
+	sent = &scratch->entry.to;
 	/* where the backend itself is the one that complains, it is shown as what was asked */
-	outer[0] = wag_addr_equal(&packet->tuple.src, &inner.tuple.dst) ? tuple.dst : packet->tuple.src;
-	outer[1] = tuple.src;
-	if (wag_icmp_write(ctx, packet, &inner, &tuple, outer))
+	outer[0] = wag_addr_equal(&packet->tuple.src, &inner.tuple.dst) ? sent->dst : packet->tuple.src;
+	outer[1] = sent->src;
+	if (wag_icmp_write(ctx, packet, &inner, sent, outer))
 		return wag_drop(packet, WAG_REASON_REWRITE);
 	packet->tuple.src = outer[0];
 	packet->tuple.dst = outer[1];
@@ -165,6 +182,21 @@ static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
 		return WAG_PASS;
 	/* the flow is one that policies allowed */
 	return wag_way(ctx, packet, &packet->tuple, wag_endpoint_find(&packet->tuple.dst));
+}
+
+/*
+ * Turns back an error about a translated flow, and sends it on its way where the hook is one that does. WAG_NEXT:
+ * something else, untouched. In parts, so that policies are asked with little on the stack.
+ */
+static __noinline int wag_icmp_pass(wag_ctx *ctx, struct wag_packet *packet)
+{
+	struct wag_scratch *scratch = wag_scratch_get();
+	int reason;
+
+	if (!packet || !scratch || wag_is_marked(ctx) || !wag_icmp_find(ctx, packet, scratch))
+		return WAG_NEXT;
+	reason = wag_admits(ctx, packet, &scratch->to, wag_endpoint_find(&scratch->to.dst));
+	return reason ? wag_drop(packet, reason) : wag_icmp_turn(ctx, packet, scratch);
 }
 
 /* What programs do that see only what the host stack sends: replies, and errors, of translated flows. */

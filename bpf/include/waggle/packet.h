@@ -17,6 +17,7 @@
 #include "access.h"
 #include "addr.h"
 #include "config.h"
+#include "endpoint.h"
 #include "verdict.h"
 
 /*
@@ -52,6 +53,7 @@ struct wag_packet {
 	__u8 isolated;   /* its sender is a pod of this node that policies select */
 	__u8 pending;    /* its sender is a pod that nobody has told what it may send */
 	__u8 admitted;   /* by the policies of both ends */
+	__u8 answers;    /* a DNS answer, for a pod whose policies accept names; more in wag_policy_work */
 	__u8 audit;      /* it would not have been, were the audited policies enforced: bits of enum wag_direction */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */
@@ -68,7 +70,9 @@ struct wag_packet {
 #define WAG_L3_OFF ((__u16)sizeof(struct ethhdr))
 
 #define WAG_REPLY_TTL 64 /* of what the programs send themselves */
-#define WAG_PACKET_OTHERHOST 3 /* skb->pkt_type, include/uapi/linux/if_packet.h */
+/* skb->pkt_type, include/uapi/linux/if_packet.h */
+#define WAG_PACKET_HOST 0
+#define WAG_PACKET_OTHERHOST 3
 
 /* What the sender of a rejected packet is told. */
 enum wag_answer {
@@ -114,12 +118,29 @@ WAG_INLINE bool wag_is_echo_reply(const struct wag_tuple *tuple, __u8 type)
 }
 
 /*
- * Neighbour discovery, which is to IPv6 what ARP is to IPv4: between two ends of one link, and void when a router has seen
- * it (RFC 4861). Pods have such links where another plugin made them.
+ * Does a pod send it for the stack to forward? What is for the link, for another machine on it, or for this node, ends
+ * there.
  */
-WAG_INLINE bool wag_is_discovery(const struct wag_packet *packet, __u8 type)
+WAG_INLINE bool wag_asks_router(wag_ctx *ctx, const struct wag_packet *packet)
 {
-	return packet->tuple.proto == IPPROTO_ICMPV6 && packet->ttl == 255 && type >= 133 && type <= 137;
+#ifdef WAG_XDP
+	return false;
+#else
+	return packet->hook == WAG_HOOK_POD_EGRESS && ctx->pkt_type == WAG_PACKET_HOST &&
+	       !wag_addr_stays_on_link(&packet->tuple.dst) &&
+	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.dst), WAG_ENDPOINT_NODE);
+#endif
+}
+
+/*
+ * Neighbour discovery, which is to IPv6 what ARP is to IPv4: between two ends of one link, and void when a router has seen
+ * it (RFC 4861). Pods have such links where another plugin made them. What only looks like it is a packet as any other:
+ * the stack forwards it.
+ */
+WAG_INLINE bool wag_is_discovery(wag_ctx *ctx, const struct wag_packet *packet, __u8 type)
+{
+	return packet->tuple.proto == IPPROTO_ICMPV6 && packet->ttl == 255 && type >= 133 && type <= 137 &&
+	       !wag_asks_router(ctx, packet);
 }
 
 #define WAG_SCTP_INIT 1
@@ -155,7 +176,7 @@ WAG_INLINE enum wag_parse wag_parse_l4(wag_ctx *ctx, struct wag_packet *packet)
 		packet->is_icmp = 1;
 		if (wag_load(ctx, off, head, 8))
 			return WAG_PARSE_OK; /* of no use to us; whoever gets it judges it */
-		if (wag_is_discovery(packet, head[0]))
+		if (wag_is_discovery(ctx, packet, head[0]))
 			return WAG_PARSE_NOT_IP;
 		if (wag_is_echo_request(tuple, head[0])) {
 			tuple->sport = *(__be16 *)&head[4];
@@ -264,11 +285,30 @@ WAG_INLINE enum wag_parse wag_parse_ip6(wag_ctx *ctx, struct wag_packet *packet)
 	return wag_parse_l4(ctx, packet);
 }
 
+#ifndef WAG_XDP
+#define WAG_VLAN_NUMBER 0x0fff
+
+/*
+ * Takes off a tag without a number: the stack takes such a packet for one without a tag, and so do we. Another tag below
+ * it, which the stack would take off too, is no packet that anybody sends.
+ */
+WAG_INLINE bool wag_untag(wag_ctx *ctx)
+{
+	if (!ctx->vlan_present || ctx->vlan_tci & WAG_VLAN_NUMBER)
+		return true;
+	if (bpf_skb_vlan_pop(ctx))
+		return false;
+	return !ctx->vlan_present || ctx->vlan_tci & WAG_VLAN_NUMBER;
+}
+#endif
+
 WAG_INLINE enum wag_parse wag_parse_headers(wag_ctx *ctx, struct wag_packet *packet, enum wag_hook hook)
 {
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->hook = hook;
 #ifndef WAG_XDP
+	if (!wag_untag(ctx))
+		return WAG_PARSE_BAD;
 	packet->eth_proto = ctx->protocol;
 	if (ctx->vlan_present) /* of a VLAN: its own interface sees it */
 		return WAG_PARSE_NOT_IP;

@@ -18,12 +18,14 @@
 #include "direct.h"
 #include "endpoint.h"
 #include "event.h"
+#include "names.h"
 #include "nat_table.h"
 #include "packet.h"
 
 /* Sets that stand for something else than policies. */
 #define WAG_POLICY_NONE 0ULL      /* no policy selects the pod: everything passes */
 #define WAG_POLICY_PENDING (~0ULL) /* nobody has said yet which do: nothing passes, but to and from this node */
+#define WAG_POLICY_NAMED 1ULL     /* a bit of other sets: there are rules about domain names */
 
 #define WAG_CLASS_UNKNOWN 0ULL /* nothing that a policy asks for tells the address apart */
 #define WAG_CLASS_SELF 1ULL    /* this node */
@@ -56,6 +58,12 @@ struct wag_policy_step {
 	__u32 rule;  /* who says so; 0: no rule does */
 	__u8 verdict; /* enum wag_policy_flag */
 	__u8 pad[3];
+	/*
+	 * Of a set with domain names: where in the order of its rules each tier ended; of a name: where the first rule
+	 * stands that accepts it. The name decides where it stands before the end.
+	 */
+	__u16 admin;
+	__u16 baseline;
 };
 
 enum wag_policy_protocol {
@@ -118,6 +126,8 @@ struct wag_conn {
 	__u32 revision; /* that it was judged by */
 	__u16 opened;   /* by whom: 1 the smaller end, 2 the greater one */
 	__u16 may;      /* which of them still may, by that revision; none: the flow is cut */
+	__u32 pattern;  /* of the name that it was allowed by; 0: by none. As long as policies accept that, however old */
+	__u32 pad;
 };
 
 /*
@@ -132,6 +142,24 @@ struct {
 	__uint(max_entries, 131072);
 } wag_conns SEC(".maps");
 
+#define WAG_POLICY_ASK_NAMES 4 /* besides enum wag_policy_flag: names may say something else */
+
+/* What names are asked, where no other rule has allowed a flow. */
+struct wag_name_query {
+	__u64 set;
+	__u64 peer;    /* WAG_NAME_CLASS, or that and WAG_NAME_STRICT */
+	__u32 place;
+	__u16 admin;   /* where the tiers ended without names */
+	__u16 baseline;
+	struct wag_policy_key key;
+	__u32 low;
+	__u32 high;
+	__u32 middle;
+	__u32 now;
+	__u32 verdict; /* without names */
+	__u32 pad;
+};
+
 /* What does not fit on the stack. */
 struct wag_policy_work {
 	struct wag_tuple flow; /* as it is judged */
@@ -139,6 +167,13 @@ struct wag_policy_work {
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
 	struct wag_conn conn;
+	struct wag_name_key name; /* what is judged, where names may decide */
+	struct wag_name_query query;
+	__u32 had;     /* pattern by which a flow that is judged again was allowed */
+	__u32 pattern; /* pattern by which it is now */
+	__u64 asker;   /* egress policies of the pod that a DNS answer is for */
+	__u32 asker_ifindex;
+	__u32 pad;
 	/* by whom the packet would have been dropped that `audit` tells of */
 	__u64 audit_policy[2]; /* by direction, ingress first */
 	__u32 audit_rule[2];
@@ -240,6 +275,25 @@ WAG_INLINE struct wag_policy_step *wag_policy_find(const struct wag_policy_run *
 	return bpf_map_lookup_elem(&wag_policy_steps, &low);
 }
 
+/*
+ * No rule of the set has allowed it so far, but names may; or it is allowed, and names may say that audited policies would allow
+ * it too. Notes what wag_names_decide needs.
+ */
+WAG_INLINE int wag_names_ask(__u64 set, const struct wag_policy_step *step, __u32 place)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return step->verdict;
+	work->query.set = set;
+	work->query.peer = WAG_NAME_CLASS | (step->verdict & WAG_POLICY_AUDIT ? WAG_NAME_STRICT : 0);
+	work->query.place = place;
+	work->query.verdict = step->verdict;
+	work->query.admin = step->admin;
+	work->query.baseline = step->baseline;
+	return step->verdict | WAG_POLICY_ASK_NAMES;
+}
+
 /* What one set says of a peer and a port: enum wag_policy_flag. Fills in who says so. */
 static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64 class, __u32 place)
 {
@@ -262,6 +316,8 @@ static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64
 	if (!step)
 		return 0;
 	packet->rule = step->rule;
+	if (set & WAG_POLICY_NAMED && step->verdict != WAG_POLICY_ALLOW)
+		return wag_names_ask(set, step, place);
 	return step->verdict;
 }
 
@@ -329,10 +385,74 @@ WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
 }
 
 /*
- * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
- * who decided.
+ * Does the set of work->query accept names of a pattern before anything else was decided? As wag_policy_find, with its
+ * bounds in memory: what the verifier does not follow, it need not tell apart.
  */
-static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
+WAG_INLINE bool wag_name_decides(struct wag_packet *packet, struct wag_policy_work *work, __u32 pattern)
+{
+	struct wag_name_query *query = &work->query;
+	struct wag_policy_step *step;
+	struct wag_policy_run *run;
+	int i;
+
+	query->key.set = query->set;
+	query->key.peer = query->peer | pattern;
+	run = bpf_map_lookup_elem(&wag_policy, &query->key);
+	if (!run || !run->count)
+		return false;
+	query->low = run->first;
+	query->high = run->first + run->count - 1;
+	for (i = 0; i < WAG_POLICY_HALVINGS && query->low < query->high; i++) {
+		query->middle = query->low + (query->high - query->low + 1) / 2;
+		step = bpf_map_lookup_elem(&wag_policy_steps, &query->middle);
+		if (!step)
+			return false;
+		if (step->start <= query->place)
+			query->low = query->middle;
+		else
+			query->high = query->middle - 1;
+	}
+	step = bpf_map_lookup_elem(&wag_policy_steps, &query->low);
+	if (!step || !(step->verdict & WAG_POLICY_ALLOW) ||
+	    (step->admin >= query->admin && step->baseline >= query->baseline))
+		return false;
+	work->pattern = pattern;
+	packet->rule = step->rule;
+	return true;
+}
+
+/* The same verdict, unless the destination has a name that decides. A global function, so that it is verified once. */
+__noinline int wag_names_decide(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+	struct wag_endpoint *from;
+	struct wag_name *name;
+	__u32 i;
+
+	if (!packet || !flow || !work)
+		return 0;
+	from = wag_endpoint_find(&flow->src);
+	if (!from)
+		return 0;
+	work->name.ifindex = from->ifindex;
+	work->name.addr = flow->dst;
+	if (work->had && wag_name_decides(packet, work, work->had))
+		return WAG_POLICY_ALLOW;
+	name = bpf_map_lookup_elem(&wag_names, &work->name);
+	work->query.now = wag_seconds();
+	for (i = 0; name && i < WAG_NAME_SLOTS; i++) {
+		if (name->pattern[i] && (__s32)(name->until[i] - work->query.now) >= 0 &&
+		    wag_name_decides(packet, work, name->pattern[i]))
+			return WAG_POLICY_ALLOW;
+	}
+	return work->query.verdict;
+}
+
+/*
+ * May this flow begin? Both ends are asked, where they are pods of this node. Returns enum wag_reason, and says in the packet
+ * who decided. A global function, as wag_parse is.
+ */
+__noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flow)
 {
 	struct wag_endpoint *from, *to;
 	__u32 place;
@@ -347,6 +467,8 @@ static __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tup
 		if (from->egress_policy == WAG_POLICY_PENDING)
 			return wag_policy_pends(packet, to);
 		verdict = wag_policy_ask(packet, from->egress_policy, wag_class_seen(packet, &flow->dst, to), place);
+		if (verdict & WAG_POLICY_ASK_NAMES)
+			verdict = wag_names_decide(packet, flow);
 		if (!(verdict & WAG_POLICY_ALLOW))
 			return WAG_REASON_POLICY_EGRESS;
 		if (verdict & WAG_POLICY_AUDIT)
@@ -408,6 +530,20 @@ static __noinline __u32 wag_conn_judge(struct wag_packet *packet, struct wag_tup
 	return still;
 }
 
+/* The same of a known flow. The name that it was allowed by counts still, whatever time it was for. */
+WAG_INLINE void wag_conn_review(struct wag_packet *packet, struct wag_tuple *key, struct wag_conn *conn)
+{
+	struct wag_policy_work *work = wag_policy_work_get();
+
+	if (!work)
+		return;
+	work->had = conn->pattern;
+	work->pattern = 0;
+	conn->may = wag_conn_judge(packet, key, conn->opened);
+	conn->pattern = work->pattern;
+	work->had = 0;
+}
+
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
 /* The flow, if it is known; judged by the policies of now. */
@@ -428,7 +564,7 @@ static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, stru
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
-			conn->may = wag_conn_judge(packet, key, conn->opened);
+			wag_conn_review(packet, key, conn);
 		conn->revision = revision;
 	}
 	return conn;
@@ -445,6 +581,16 @@ WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
 	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
 		conn->seen_ns = now;
 	return true;
+}
+
+#define WAG_ANSWER_NS (30 * 1000000000ULL) /* so long after a flow was cut a datagram of it may be an answer */
+
+/* Is the packet part of a flow that was cut? Not one that begins a connection itself. */
+WAG_INLINE bool wag_conn_cut(const struct wag_conn *conn, const struct wag_packet *packet)
+{
+	if (!conn || conn->may || wag_begins(packet))
+		return false;
+	return wag_is_established(packet) || bpf_ktime_get_ns() - conn->seen_ns < WAG_ANSWER_NS;
 }
 
 /*
@@ -467,25 +613,30 @@ enum wag_opener {
 
 /*
  * Who opened a connection that is not known, of which this is a packet? The sockets of a pod here tell: one that listens at
- * this port has been asked, and one that is connected where nobody listens has asked.
+ * this port has been asked, and one that is connected where nobody listens has asked. Returns enum wag_opener.
  */
-WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_tuple *flow)
+static __noinline int wag_policy_opener(wag_ctx *ctx, struct wag_policy_work *work)
 {
-	struct wag_endpoint *local = wag_endpoint_find(&flow->src);
-	bool sends = wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE;
-	struct wag_tuple to = *flow;
+	struct wag_endpoint *local;
+	bool sends;
 
-	if (sends)
-		wag_tuple_reverse(&to, flow);
-	else
-		local = wag_endpoint_find(&flow->dst);
+	if (!work)
+		return WAG_OPENER_UNKNOWN;
+	local = wag_endpoint_find(&work->flow.src);
+	sends = wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE;
+	if (sends) {
+		wag_tuple_reverse(&work->back, &work->flow);
+	} else {
+		local = wag_endpoint_find(&work->flow.dst);
+		work->back = work->flow;
+	}
 	if (!wag_endpoint_is(local, WAG_ENDPOINT_POD) || local->netns <= WAG_NETNS_ID_NODE)
 		return WAG_OPENER_UNKNOWN;
-	to.sport = 0; /* nobody is connected to that */
-	if (wag_socket_takes(ctx, &to, local->netns, 0))
+	work->back.sport = 0; /* nobody is connected to that */
+	if (wag_socket_takes(ctx, &work->back, local->netns, 0))
 		return sends ? WAG_OPENER_OTHER : WAG_OPENER_SENDER;
-	to.sport = sends ? flow->dport : flow->sport;
-	if (wag_socket_takes(ctx, &to, local->netns, 1))
+	work->back.sport = sends ? work->flow.dport : work->flow.sport;
+	if (wag_socket_takes(ctx, &work->back, local->netns, 1))
 		return sends ? WAG_OPENER_SENDER : WAG_OPENER_OTHER;
 	return WAG_OPENER_UNKNOWN;
 }
@@ -493,7 +644,7 @@ WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_tupl
 /* A flow that is not known: judges it, and remembers it where it may be. Returns enum wag_reason. */
 static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
 {
-	enum wag_opener opener = WAG_OPENER_SENDER;
+	int opener = WAG_OPENER_SENDER;
 	struct wag_policy_state *state;
 	__u32 zero = 0;
 	__u32 rule;
@@ -505,8 +656,9 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
 	work->conn.revision = state ? state->revision : 0;
 	barrier();
+	work->pattern = 0;
 	if (wag_is_established(packet))
-		opener = wag_policy_opener(ctx, &work->flow);
+		opener = wag_policy_opener(ctx, work);
 	wag_tuple_reverse(&work->back, &work->flow);
 	if (opener == WAG_OPENER_OTHER) {
 		reason = wag_policy_judge(packet, &work->back);
@@ -521,7 +673,7 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 		 */
 		set = packet->policy;
 		rule = packet->rule;
-		packet->audit = 0;
+		packet->audit = 0; /* of a direction that does not count */
 		if (!wag_policy_judge(packet, &work->back)) {
 			reason = WAG_REASON_NONE;
 			end = 3 - end;
@@ -534,8 +686,47 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 		return reason;
 	work->conn.seen_ns = bpf_ktime_get_ns();
 	work->conn.opened = work->conn.may = end;
+	work->conn.pattern = work->pattern;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
+}
+
+#define WAG_DNS_PORT 53
+
+/* Is it an answer to what a pod has asked, whose policies accept names? Then wag_finish will read it. `end`: its source. */
+static __noinline int wag_policy_answer(struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_endpoint *asker;
+	struct wag_conn *conn;
+
+	if (!packet || !work || packet->later_fragment)
+		return 0;
+	if (work->flow.proto != IPPROTO_UDP && work->flow.proto != IPPROTO_TCP)
+		return 0;
+	asker = wag_endpoint_find(&work->flow.dst);
+	if (!wag_endpoint_is(asker, WAG_ENDPOINT_POD) || !(asker->egress_policy & WAG_POLICY_NAMED) ||
+	    asker->egress_policy == WAG_POLICY_PENDING)
+		return 0;
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
+	if (!conn || !(conn->opened & (3 - end)))
+		return 0;
+	work->asker = asker->egress_policy;
+	work->asker_ifindex = asker->ifindex;
+	packet->answers = 1;
+	return 0;
+}
+
+/*
+ * Is it an error that passes where the packet does that it is about? That one was sent by whoever is told now. Routers
+ * complain about what was sent to others; pods of this node, which are none, about what was sent to themselves.
+ */
+WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const struct wag_policy_work *work,
+				     const struct wag_tuple *to)
+{
+	if (!packet->complains || !wag_addr_equal(&work->inner.src, &to->dst))
+		return false;
+	return wag_addr_equal(&work->inner.dst, &packet->tuple.src) ||
+	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.src), WAG_ENDPOINT_POD);
 }
 
 /*
@@ -553,8 +744,7 @@ __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct 
 		return WAG_REASON_POLICY_EGRESS;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
-	/* an error passes where the packet may that it is about, which its receiver has sent */
-	if (packet->complains && wag_addr_equal(&work->inner.src, &to->dst)) {
+	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
 		if (wag_conn_open(wag_conn_find(packet, &work->key)) || wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
@@ -565,13 +755,16 @@ __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct 
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
 	conn = wag_conn_find(packet, &work->key);
-	if (conn && !conn->may && !wag_begins(packet))
+	if (wag_conn_cut(conn, packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(ctx, packet, work, end);
-	if (!reason)
-		wag_policy_audits(packet);
-	return reason;
+	if (reason)
+		return reason;
+	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
+		wag_policy_answer(packet, work, end);
+	wag_policy_audits(packet);
+	return WAG_REASON_NONE;
 }
 
 #ifndef WAG_XDP

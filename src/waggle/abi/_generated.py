@@ -66,6 +66,10 @@ class Counter(IntEnum):
     UDP_SLOT = 3
     MASQUERADE = 4
     DSR = 5
+    NAME_LEARNED = 6
+    NAME_ENTRY = 7
+    NAME_SLOT = 8
+    NAME_UNREADABLE = 9
     MAX = 16
 
 
@@ -392,6 +396,64 @@ class PolicyRequest(NamedTuple):
         return cls.of(*_POLICY_REQUEST.unpack(raw))
 
 
+NAME_KEY_SIZE = 24
+_NAME_KEY = Struct("=I4x16s")
+
+
+class NameKey(NamedTuple):
+    """struct wag_name_key: 24 bytes."""
+
+    ifindex: int
+    addr: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ifindex,
+            self.addr,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME_KEY.pack(self.ifindex, self.addr)
+
+    @classmethod
+    def of(cls, *v: Any) -> NameKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NameKey:
+        return cls.of(*_NAME_KEY.unpack(raw))
+
+
+NAME_SIZE = 192
+_NAME = Struct("=64s64s64s")
+
+
+class Name(NamedTuple):
+    """struct wag_name: 192 bytes."""
+
+    pattern: bytes
+    until: bytes
+    text: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.pattern,
+            self.until,
+            self.text,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME.pack(self.pattern, self.until, self.text)
+
+    @classmethod
+    def of(cls, *v: Any) -> Name:
+        return cls(v[0], v[1], v[2])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Name:
+        return cls.of(*_NAME.unpack(raw))
+
+
 SERVICE_RANGE_SIZE = 40
 _SERVICE_RANGE = Struct("=16s16sI4x")
 
@@ -672,6 +734,34 @@ class Fragment(NamedTuple):
         return cls.of(*_FRAGMENT.unpack(raw))
 
 
+PATTERN_KEY_SIZE = 256
+_PATTERN_KEY = Struct("=B255s")
+
+
+class PatternKey(NamedTuple):
+    """struct wag_pattern_key: 256 bytes."""
+
+    exact: int
+    text: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.exact,
+            self.text,
+        )
+
+    def pack(self) -> bytes:
+        return _PATTERN_KEY.pack(self.exact, self.text)
+
+    @classmethod
+    def of(cls, *v: Any) -> PatternKey:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PatternKey:
+        return cls.of(*_PATTERN_KEY.unpack(raw))
+
+
 TUPLE_SIZE = 40
 _TUPLE = Struct("=16s16sHHB3x")
 
@@ -880,30 +970,34 @@ class PolicyRun(NamedTuple):
         return cls.of(*_POLICY_RUN.unpack(raw))
 
 
-POLICY_STEP_SIZE = 12
-_POLICY_STEP = Struct("=IIB3x")
+POLICY_STEP_SIZE = 16
+_POLICY_STEP = Struct("=IIB3xHH")
 
 
 class PolicyStep(NamedTuple):
-    """struct wag_policy_step: 12 bytes."""
+    """struct wag_policy_step: 16 bytes."""
 
     start: int
     rule: int
     verdict: int
+    admin: int
+    baseline: int
 
     def values(self) -> tuple[Any, ...]:
         return (
             self.start,
             self.rule,
             self.verdict,
+            self.admin,
+            self.baseline,
         )
 
     def pack(self) -> bytes:
-        return _POLICY_STEP.pack(self.start, self.rule, self.verdict)
+        return _POLICY_STEP.pack(self.start, self.rule, self.verdict, self.admin, self.baseline)
 
     @classmethod
     def of(cls, *v: Any) -> PolicyStep:
-        return cls(v[0], v[1], v[2])
+        return cls(v[0], v[1], v[2], v[3], v[4])
 
     @classmethod
     def unpack(cls, raw: bytes) -> PolicyStep:
@@ -938,17 +1032,18 @@ class PolicyState(NamedTuple):
         return cls.of(*_POLICY_STATE.unpack(raw))
 
 
-CONN_SIZE = 16
-_CONN = Struct("=QIHH")
+CONN_SIZE = 24
+_CONN = Struct("=QIHHI4x")
 
 
 class Conn(NamedTuple):
-    """struct wag_conn: 16 bytes."""
+    """struct wag_conn: 24 bytes."""
 
     seen_ns: int
     revision: int
     opened: int
     may: int
+    pattern: int
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -956,32 +1051,97 @@ class Conn(NamedTuple):
             self.revision,
             self.opened,
             self.may,
+            self.pattern,
         )
 
     def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may)
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may, self.pattern)
 
     @classmethod
     def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2], v[3])
+        return cls(v[0], v[1], v[2], v[3], v[4])
 
     @classmethod
     def unpack(cls, raw: bytes) -> Conn:
         return cls.of(*_CONN.unpack(raw))
 
 
-POLICY_WORK_SIZE = 200
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHH16s8s")
+NAME_QUERY_SIZE = 64
+_NAME_QUERY = Struct("=QQIHHQQIIIII4x")
+
+
+class NameQuery(NamedTuple):
+    """struct wag_name_query: 64 bytes."""
+
+    set: int
+    peer: int
+    place: int
+    admin: int
+    baseline: int
+    key: PolicyKey
+    low: int
+    high: int
+    middle: int
+    now: int
+    verdict: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.set,
+            self.peer,
+            self.place,
+            self.admin,
+            self.baseline,
+            *self.key.values(),
+            self.low,
+            self.high,
+            self.middle,
+            self.now,
+            self.verdict,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME_QUERY.pack(
+            self.set,
+            self.peer,
+            self.place,
+            self.admin,
+            self.baseline,
+            *self.key.values(),
+            self.low,
+            self.high,
+            self.middle,
+            self.now,
+            self.verdict,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> NameQuery:
+        return cls(v[0], v[1], v[2], v[3], v[4], PolicyKey.of(v[5], v[6]), v[7], v[8], v[9], v[10], v[11])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NameQuery:
+        return cls.of(*_NAME_QUERY.unpack(raw))
+
+
+POLICY_WORK_SIZE = 320
+_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 200 bytes."""
+    """struct wag_policy_work: 320 bytes."""
 
     flow: Tuple
     back: Tuple
     key: Tuple
     inner: Tuple
     conn: Conn
+    name: NameKey
+    query: NameQuery
+    had: int
+    pattern: int
+    asker: int
+    asker_ifindex: int
     audit_policy: bytes
     audit_rule: bytes
 
@@ -992,6 +1152,12 @@ class PolicyWork(NamedTuple):
             *self.key.values(),
             *self.inner.values(),
             *self.conn.values(),
+            *self.name.values(),
+            *self.query.values(),
+            self.had,
+            self.pattern,
+            self.asker,
+            self.asker_ifindex,
             self.audit_policy,
             self.audit_rule,
         )
@@ -1003,6 +1169,12 @@ class PolicyWork(NamedTuple):
             *self.key.values(),
             *self.inner.values(),
             *self.conn.values(),
+            *self.name.values(),
+            *self.query.values(),
+            self.had,
+            self.pattern,
+            self.asker,
+            self.asker_ifindex,
             self.audit_policy,
             self.audit_rule,
         )
@@ -1014,14 +1186,118 @@ class PolicyWork(NamedTuple):
             Tuple.of(v[5], v[6], v[7], v[8], v[9]),
             Tuple.of(v[10], v[11], v[12], v[13], v[14]),
             Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22], v[23]),
-            v[24],
-            v[25],
+            Conn.of(v[20], v[21], v[22], v[23], v[24]),
+            NameKey.of(v[25], v[26]),
+            NameQuery.of(v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38]),
+            v[39],
+            v[40],
+            v[41],
+            v[42],
+            v[43],
+            v[44],
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> PolicyWork:
         return cls.of(*_POLICY_WORK.unpack(raw))
+
+
+DNS_SIZE = 4936
+_DNS = Struct("=4128s256sB255sI4x16s64s64s64s32sIIIIIIIIIIII")
+
+
+class Dns(NamedTuple):
+    """struct wag_dns: 4936 bytes."""
+
+    message: bytes
+    name: bytes
+    key: PatternKey
+    entry: NameKey
+    fresh: Name
+    pattern: bytes
+    patterns: int
+    size: int
+    at: int
+    length: int
+    label: int
+    records: int
+    done: int
+    now: int
+    until: int
+    entering: int
+    best: int
+    least: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.message,
+            self.name,
+            *self.key.values(),
+            *self.entry.values(),
+            *self.fresh.values(),
+            self.pattern,
+            self.patterns,
+            self.size,
+            self.at,
+            self.length,
+            self.label,
+            self.records,
+            self.done,
+            self.now,
+            self.until,
+            self.entering,
+            self.best,
+            self.least,
+        )
+
+    def pack(self) -> bytes:
+        return _DNS.pack(
+            self.message,
+            self.name,
+            *self.key.values(),
+            *self.entry.values(),
+            *self.fresh.values(),
+            self.pattern,
+            self.patterns,
+            self.size,
+            self.at,
+            self.length,
+            self.label,
+            self.records,
+            self.done,
+            self.now,
+            self.until,
+            self.entering,
+            self.best,
+            self.least,
+        )
+
+    @classmethod
+    def of(cls, *v: Any) -> Dns:
+        return cls(
+            v[0],
+            v[1],
+            PatternKey.of(v[2], v[3]),
+            NameKey.of(v[4], v[5]),
+            Name.of(v[6], v[7], v[8]),
+            v[9],
+            v[10],
+            v[11],
+            v[12],
+            v[13],
+            v[14],
+            v[15],
+            v[16],
+            v[17],
+            v[18],
+            v[19],
+            v[20],
+            v[21],
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Dns:
+        return cls.of(*_DNS.unpack(raw))
 
 
 SEEN_SIZE = 16
@@ -1470,6 +1746,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_conns": (Tuple, Conn),
     "wag_counters": (U32, U64),
     "wag_denials": (DenialKey, U64),
+    "wag_dns": (U32, Dns),
     "wag_drops": (U32, U64),
     "wag_endpoints": (Address, Endpoint),
     "wag_events_rb": (None, None),
@@ -1478,11 +1755,13 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_fragments": (FragmentKey, Fragment),
     "wag_health": (HealthKey, Health),
     "wag_maglev": (U32, Maglev),
+    "wag_names": (NameKey, Name),
     "wag_nat": (Tuple, Nat),
     "wag_nat_counts": (U32, NatCount),
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
     "wag_overdue": (U32, U64),
+    "wag_patterns": (PatternKey, U32),
     "wag_policy": (PolicyKey, PolicyRun),
     "wag_policy_state": (U32, PolicyState),
     "wag_policy_steps": (U32, PolicyStep),

@@ -33,6 +33,8 @@ from waggle.observe.policies import policy_rows
 from waggle.observe.why import why_json
 from waggle.plan.services import view_service
 
+GONE_SECONDS = 1.0  # between two looks whether a client is still there
+
 
 class Api:
     """Serves one agent."""
@@ -261,8 +263,9 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         task = asyncio.current_task()
-        if task is not None:
-            self._streams.add(task)
+        assert task is not None
+        self._streams.add(task)
+        watcher = asyncio.create_task(_cancel_when_gone(task, request))
         events = self._agent.flows.show(
             wanted, since=since, last=None if last is None else int(last), follow=numbers.get("follow") == "1"
         )
@@ -273,8 +276,8 @@ class Api:
         except (ConnectionResetError, asyncio.CancelledError):
             return response
         finally:
-            if task is not None:
-                self._streams.discard(task)
+            watcher.cancel()
+            self._streams.discard(task)
         return response
 
     async def _event(self, request: web.Request) -> web.Response:
@@ -331,6 +334,16 @@ def health_answer(agent: Agent, now: float) -> dict[str, Any]:
         "error": agent.last_error,
         "status": {"IPv4": family, "IPv6": family},  # one pass writes both
     }
+
+
+async def _cancel_when_gone(task: asyncio.Task[object], request: web.Request) -> None:
+    """Ends an answer whose client has hung up: where nothing is written, nobody else would notice."""
+    while True:
+        await asyncio.sleep(GONE_SECONDS)
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            task.cancel()
+            return
 
 
 def _number(name: str, given: Mapping[str, str]) -> float | None:

@@ -229,7 +229,9 @@ class Policies:
         is_self = peer in set(self._own())
         if policy_set in (OPEN, PENDING):
             return InForce(policy_set == OPEN or is_self, False, NO_RULE, self.pending)
-        step = self.writer.answer(policy_set, peer, step_key(traffic.protocol, traffic.port), is_self=is_self)
+        asker = next((pod.host_ifindex for pod in self._pods() if own in map(str, pod.addresses)), 0)
+        key = step_key(traffic.protocol, traffic.port)
+        step = self.writer.answer(policy_set, peer, key, is_self=is_self, asker=asker)
         return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
 
     def check(self, *, repair: bool) -> tuple[int, list[Drift]]:

@@ -238,7 +238,7 @@ def _side(side: dict[str, Any]) -> Iterator[str]:
         late = (
             "; something has changed that is not in force yet" if kernel["behind"] else "; waggle doctor compares all"
         )
-        yield f"  ! the kernel's tables say otherwise: it {says} by rule {kernel['rule']:08x}{late}"
+        yield f"  ! the kernel's tables differ: it {says} by rule {kernel['rule']:08x}{late}"
     elif kernel:
         yield "    the kernel's tables say the same"
     for policy in side["policies"]:

@@ -129,11 +129,8 @@ def _writable(config: AgentConfig) -> list[str]:
             paths.append(directory)
     if config.api_socket.parent == Path("/run/waggle"):
         lines.append("RuntimeDirectoryMode=0750")
-    if config.flow_log is not None and config.flow_log.parent == Path("/var/log/waggle"):
-        lines += ["LogsDirectory=waggle", "LogsDirectoryMode=0700"]
-    elif config.flow_log is not None:
-        paths.append(config.flow_log.parent)
-    paths += [path for path in (config.cni_bin_dir, config.cni_conf_dir) if path is not None]
+    log_dir = config.flow_log.parent if config.flow_log is not None else None
+    paths += [path for path in (config.cni_bin_dir, config.cni_conf_dir, log_dir) if path is not None]
     return lines + ([f"ReadWritePaths={' '.join('-' + _quoted(path) for path in paths)}"] if paths else [])
 
 
@@ -164,5 +161,6 @@ def files(executable: Path, settings: Mapping[str, Any], config: AgentConfig) ->
 
 def directories(config: AgentConfig) -> list[Path]:
     """Those that the agent looks into or writes to."""
-    wanted = [MANIFESTS, config.manifests, config.cni_bin_dir, config.cni_conf_dir]
+    log_dir = config.flow_log.parent if config.flow_log is not None else None
+    wanted = [MANIFESTS, config.manifests, config.cni_bin_dir, config.cni_conf_dir, log_dir]
     return [path for path in dict.fromkeys(wanted) if path is not None]

@@ -164,6 +164,23 @@ class PolicyWorld:
         return found
 
     @cached_property
+    def meant_pods(self) -> dict[str, list[Pod]]:
+        """By namespace, the pods that policies can mean."""
+        found: dict[str, list[Pod]] = {}
+        for pod in self.pods.values():
+            if pod_addresses(pod):
+                found.setdefault(pod.metadata.namespace, []).append(pod)
+        return found
+
+    @cached_property
+    def policies_in(self) -> dict[str, list[NetworkPolicy]]:
+        """The NetworkPolicies of each namespace, by name."""
+        found: dict[str, list[NetworkPolicy]] = {}
+        for key in sorted(self.policies):
+            found.setdefault(key.namespace, []).append(self.policies[key])
+        return found
+
+    @cached_property
     def has_audited(self) -> bool:
         every: list[Policy] = [*self.policies.values(), *self.cluster_policies.values()]
         return any(map(is_audited, every))
@@ -215,7 +232,7 @@ class _Memo(dict[ObjectKey, _Selecting]):
 
     def __missing__(self, key: ObjectKey) -> _Selecting:
         world, pod = self._world, self._world.pods[key]
-        policies = sorted(world.policies.values(), key=lambda policy: policy.key)
+        policies = world.policies_in.get(key.namespace, ())
         found = _Selecting(
             (direction, [p for p in policies if direction in policy_types(p) and selects_pod(p, pod)])
             for direction in Direction

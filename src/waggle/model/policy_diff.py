@@ -189,7 +189,6 @@ class _Comparison:
         self._keys = keys(every)
         self._blocks = networks(every)
         self._namespaces = {policy.key.namespace for policy in every}
-        self._different: dict[tuple[Family, int, Direction], bool] = {}
         self._patterns = {pattern: f"{_NAMED}{number}" for number, pattern in enumerate(patterns)}
 
     @cached_property
@@ -280,37 +279,27 @@ class _Comparison:
         for family in Family:
             pods = [group for group in self.pods if family in group.families]
             others = [group for group in (*self.nodes, *self.outside) if family in group.families]
-            for one in pods:
-                for other in pods:
-                    yield from self._compared(family, one, other)
-                for other in others:
-                    yield from self._compared(family, one, other)
-                    yield from self._compared(family, other, one)
+            ends = [*pods, *others]
+            sending = {id(group) for group in ends if group.changed or self._differ(family, group, Direction.EGRESS)}
+            getting = {id(group) for group in ends if group.changed or self._differ(family, group, Direction.INGRESS)}
+            # where the policies of neither end differ, nothing does
+            for one in ends:
+                for other in ends if id(one) in sending else (group for group in ends if id(group) in getting):
+                    if EndKind.POD in (one.kind, other.kind):
+                        yield from self._compared(family, one, other)
 
     def _compared(
         self, family: Family, sources: _Group, destinations: _Group
     ) -> Iterator[tuple[Family, Ends, Ends, tuple[Interval, ...]]]:
-        if not self._may_change(family, sources, destinations):
-            return
         for pair in _representatives(sources, destinations):
             changed = self._intervals(family, pair)
             if changed:
                 yield family, pair.shown_source, pair.shown_destination, changed
 
-    def _may_change(self, family: Family, sources: _Group, destinations: _Group) -> bool:
-        """Whether the policies at either end differ, or an end itself does; nothing else needs to be judged."""
-        if sources.changed or destinations.changed:
-            return True
-        return self._differ(family, sources, Direction.EGRESS) or self._differ(family, destinations, Direction.INGRESS)
-
     def _differ(self, family: Family, group: _Group, direction: Direction) -> bool:
         """Whether other policies are asked about a group than before."""
-        known = (family, id(group), direction)
-        if known not in self._different:
-            before, after = group.members[0].addresses[family]
-            asked = self._asked(self._old, before, direction), self._asked(self._new, after, direction)
-            self._different[known] = asked[0] != asked[1]
-        return self._different[known]
+        before, after = group.members[0].addresses[family]
+        return self._asked(self._old, before, direction) != self._asked(self._new, after, direction)
 
     def _asked(self, world: PolicyWorld, address: str, direction: Direction) -> list[tuple[Policy, Direction]]:
         """The policies whose rules may decide at an address, in one direction."""

@@ -132,10 +132,10 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
     if traffic.port is not None:
         ports = [NetworkPolicyPort(protocol=traffic.protocol, port=traffic.port)]
     spec = NetworkPolicySpec(
-        pod_selector=LabelSelector(labels, selector.match_expressions),
+        pod_selector=LabelSelector(match_labels=labels, match_expressions=selector.match_expressions),
         policy_types=[direction.value],
-        ingress=[NetworkPolicyIngressRule([peer], ports)] if direction is INGRESS else None,
-        egress=[NetworkPolicyEgressRule([peer], ports)] if direction is not INGRESS else None,
+        ingress=[NetworkPolicyIngressRule(from_=[peer], ports=ports)] if direction is INGRESS else None,
+        egress=[NetworkPolicyEgressRule(to=[peer], ports=ports)] if direction is not INGRESS else None,
     )
     name = _free_name(world.policies, pod.metadata.namespace, f"allow-{direction.lower()}")
     policy = NetworkPolicy(ObjectMeta(name=name, namespace=pod.metadata.namespace), spec)
@@ -150,11 +150,10 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
 
 def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) -> tuple[Fix, PolicyWorld] | None:
     """Addresses behind names come and go, and only a ClusterNetworkPolicy can speak of names."""
-    around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
-    subject = ClusterSubject(pods=NamespacedPods(around, LabelSelector(_lasting(pod.metadata.labels or {}))))
+    subject = ClusterSubject(pods=_pods_like(pod))
     peer = ClusterPeer(domain_names=[world.names[address][0]])
-    rule = ClusterEgressRule(Action.ACCEPT.value, [peer], _protocols(traffic))
-    spec = ClusterNetworkPolicySpec("Admin", _NAME_PRIORITY, subject, [], [rule])
+    rule = ClusterEgressRule(action=Action.ACCEPT.value, to=[peer], protocols=_protocols(traffic))
+    spec = ClusterNetworkPolicySpec(tier="Admin", priority=_NAME_PRIORITY, subject=subject, egress=[rule])
     policy = ClusterNetworkPolicy(ObjectMeta(name=f"{pod.metadata.namespace}-names"), spec)
     if policy.key in world.cluster_policies:
         return None
@@ -214,7 +213,7 @@ def _peer(world: PolicyWorld, namespace: str, address: str) -> NetworkPolicyPeer
     around = None
     if pod.metadata.namespace != namespace:
         around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
-    return NetworkPolicyPeer(LabelSelector(labels), around)
+    return NetworkPolicyPeer(pod_selector=LabelSelector(labels), namespace_selector=around)
 
 
 # -- ClusterNetworkPolicy -------------------------------------------------------------------------------------------
@@ -235,7 +234,10 @@ def _before(world: PolicyWorld, side: Side, traffic: Traffic) -> tuple[Fix, Poli
         changed = _with_rule(world, policy, ref.direction, ref.index, action, other, traffic)
         if changed is not None and judge(changed, ref.direction, traffic).allowed:
             words = f"{action.value.lower()} it by a rule before {field}[{ref.index}] of ClusterNetworkPolicy {ref.key}"
-            return Fix(words, _manifest(changed.cluster_policies[ref.key])), changed
+            if all(is_understood(one) for side in Direction for one in cluster_rules_of(policy, side)):
+                return Fix(words, _manifest(changed.cluster_policies[ref.key])), changed
+            # what is not known here would be lost from an object that is written here
+            return Fix(f"{words}; other parts of it are not known here, so that it has to be edited", None), changed
     return None
 
 
@@ -250,8 +252,7 @@ def _with_rule(
 ) -> PolicyWorld | None:
     pod = world.pod_by_address.get(address)
     if pod is not None:
-        around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
-        peer = ClusterPeer(pods=NamespacedPods(around, LabelSelector(_lasting(pod.metadata.labels or {}))))
+        peer = ClusterPeer(pods=_pods_like(pod))
     elif direction is INGRESS:
         return None  # rules of ingress can name pods alone
     elif world.names.get(address):
@@ -263,9 +264,9 @@ def _with_rule(
     protocols = _protocols(traffic)
     ingress, egress = list(policy.spec.ingress), list(policy.spec.egress)
     if direction is INGRESS:
-        ingress.insert(index, ClusterIngressRule(action.value, [peer], protocols))
+        ingress.insert(index, ClusterIngressRule(action=action.value, from_=[peer], protocols=protocols))
     else:
-        egress.insert(index, ClusterEgressRule(action.value, [peer], protocols))
+        egress.insert(index, ClusterEgressRule(action=action.value, to=[peer], protocols=protocols))
     spec = msgspec.structs.replace(policy.spec, ingress=ingress, egress=egress)
     changed = msgspec.structs.replace(policy, spec=spec)
     return replace(world, cluster_policies={**world.cluster_policies, policy.key: changed})
@@ -290,6 +291,14 @@ def _protocols(traffic: Traffic) -> list[ClusterProtocol] | None:
 def _lasting(labels: Mapping[str, str]) -> dict[str, str]:
     """The labels of a pod that the next one of its kind will have too."""
     return {key: value for key, value in labels.items() if key not in _PASSING}
+
+
+def _pods_like(pod: Pod) -> NamespacedPods:
+    """The pods of a namespace that have the labels of one."""
+    return NamespacedPods(
+        namespace_selector=LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace}),
+        pod_selector=LabelSelector(_lasting(pod.metadata.labels or {})),
+    )
 
 
 def _block(address: str) -> str:

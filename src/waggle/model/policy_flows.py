@@ -1,11 +1,11 @@
 """What flows add to policies: a node that remembers every flow it let through.
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
-nothing, of a flow that the node does not know, is judged as its connection was opened, which the sockets of its ends tell:
-the node may have forgotten the flow, or a policy may have come after it. Where they tell nothing it passes if either
-direction is allowed. When objects change, flows are judged again as they were opened, or
-keep passing, as a setting says. One that may not go on is cut for both ends: what the end that was asked has still to say
-does not open it, only a packet that begins a connection does.
+nothing, of a flow that the node does not know, is judged as its connection was opened, which the sockets of its ends
+tell: the node may have forgotten the flow, or a policy may have come after it. Where they tell nothing it passes if either
+direction is allowed. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
+One that may not go on is cut for both ends: what the end that was asked has still to say does not open it, only a packet
+that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from waggle.model.packets import End
-from waggle.model.policy import WITH_PORTS, Decision, PolicyWorld, decide
+from waggle.model.policy import WITH_PORTS, Decision, PolicyWorld, canonical, decide
 
 #: Protocols whose packets say whether they begin something.
 _CONNECTIONS = frozenset(("TCP", "SCTP"))
@@ -38,6 +38,11 @@ class PolicyPacket(NamedTuple):
         return PolicyPacket(self.protocol, self.destination, self.source, False)
 
     @property
+    def connects(self) -> bool:
+        """Whether the packet itself says that a connection begins."""
+        return self.begins and self.protocol in _CONNECTIONS
+
+    @property
     def flow(self) -> tuple[str, frozenset[End]]:
         """The same for both directions."""
         return self.protocol, frozenset((self.source, self.destination))
@@ -55,12 +60,15 @@ class PolicyFlows:
 
     def allows(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Whether a packet must pass, `world` being as it is now."""
-        opener = self._opened.get(packet.flow)
-        if opener is not None and (self.keep or _allowed(world, opener)):
+        if self.is_open(world, packet):
             return True
-        if opener is not None and not (packet.begins and packet.protocol in _CONNECTIONS):
+        if self.is_known(packet) and not packet.connects:
             return False
         return any(_allowed(world, one) for one in self._meant(packet))
+
+    def judged(self, packet: PolicyPacket) -> PolicyPacket:
+        """What a verdict over a packet is about: of a flow that is known, the packet that opened it."""
+        return packet if packet.connects else self._opened.get(packet.flow, packet)
 
     def _meant(self, packet: PolicyPacket) -> list[PolicyPacket]:
         """What may have opened the flow of a packet, were it not known."""
@@ -73,18 +81,37 @@ class PolicyFlows:
         self, world: PolicyWorld, protocol: str, source: str, destination: str, inner: PolicyPacket
     ) -> bool:
         """Whether an ICMP error must pass: one about a flow that passes does, whatever is said of ICMP."""
-        if self.allows(world, inner) or _allowed(world, inner.reversed()):
-            return True
-        return decide(world, source, destination, protocol).allowed
+        return (
+            self.is_about_open(world, source, destination, inner)
+            or decide(world, source, destination, protocol).allowed
+        )
+
+    def is_about_open(self, world: PolicyWorld, source: str, destination: str, inner: PolicyPacket) -> bool:
+        """Whether an error is about a packet that its receiver sent, and that passes.
+
+        Routers complain about what was for others; pods, which are none, about what was for themselves: else an error
+        would be a way out for who has no other.
+        """
+        about = inner.source.address == destination
+        if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
+            about = about and inner.destination.address == source
+        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
         passes = self.allows(world, packet)
-        opener = self._opened.get(packet.flow)
-        stays = passes and opener is not None and (self.keep or _allowed(world, opener))
-        if passes and not stays:
+        if passes and not self.is_open(world, packet):
             self._opened[packet.flow] = next(one for one in self._meant(packet) if _allowed(world, one))
         return passes
+
+    def is_known(self, packet: PolicyPacket) -> bool:
+        """Whether the flow of a packet is remembered."""
+        return packet.flow in self._opened
+
+    def is_open(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
+        """Whether the flow of a packet is remembered, and may go on."""
+        opener = self._opened.get(packet.flow)
+        return opener is not None and (self.keep or _allowed(world, opener))
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import NamedTuple
 
 from waggle.model.meta import ObjectKey
@@ -71,9 +71,13 @@ def lint(world: PolicyWorld) -> list[Finding]:
     return found
 
 
-def _pods(world: PolicyWorld) -> list[Pod]:
+def _pods(world: PolicyWorld) -> Iterator[Pod]:
     """The pods that policies can mean."""
-    return [pod for pod in world.pods.values() if pod_addresses(pod)]
+    return chain.from_iterable(world.meant_pods.values())
+
+
+def _addresses(world: PolicyWorld) -> Iterator[str]:
+    return (address for pod in _pods(world) for address in pod_addresses(pod))
 
 
 # -- NetworkPolicy --------------------------------------------------------------------------------------------------
@@ -90,10 +94,9 @@ def _network_policy(world: PolicyWorld, policy: NetworkPolicy) -> Iterator[Findi
             ("metadata", "namespace"),
             f"there is no namespace {unknown[0]} among those given: {_known(world)}",
         )
-    pods = _pods(world)
     selector = policy.spec.pod_selector
-    mine = [p for p in pods if p.metadata.namespace == namespace and selects(selector, p.metadata.labels or {})]
-    if pods and not mine:
+    mine = [p for p in world.meant_pods.get(namespace, ()) if selects(selector, p.metadata.labels or {})]
+    if world.meant_pods and not mine:
         text = selector_text(selector)
         what = f"no pod of namespace {namespace} has {text}" if text else f"namespace {namespace} has no pods"
         yield finding("selects-nothing", ("spec", "podSelector"), f"{what}: the policy does nothing")
@@ -132,7 +135,8 @@ def _network_rule(
     for number, peer in enumerate(peers_of(rule) or ()):
         path = (*base, side, number)
         yield from _selector_of_namespaces(world, peer.namespace_selector, (*path, "namespaceSelector"), finding)
-        if peer.ip_block is None and _pods(world) and not _peer_pods(world, policy.metadata.namespace, peer):
+        namespace = policy.metadata.namespace
+        if peer.ip_block is None and world.meant_pods and not any(_peer_pods(world, namespace, peer)):
             yield finding("selects-nothing", path, f"no pod is such a peer: {_peer_text(policy, peer)}")
     blocks = [peer.ip_block.cidr for peer in peers_of(rule) or () if peer.ip_block is not None]
     if blocks and len(blocks) == len(peers_of(rule) or ()):
@@ -144,8 +148,11 @@ def _network_rule(
             )
 
 
-def _peer_pods(world: PolicyWorld, namespace: str, peer: NetworkPolicyPeer) -> list[Pod]:
-    return [pod for pod in _pods(world) if any(peer_matches(world, namespace, peer, a) for a in pod_addresses(pod))]
+def _peer_pods(world: PolicyWorld, namespace: str, peer: NetworkPolicyPeer) -> Iterator[Pod]:
+    around = [namespace] if peer.namespace_selector is None else list(world.meant_pods)
+    for pod in chain.from_iterable(world.meant_pods.get(name, ()) for name in around):
+        if peer_matches(world, namespace, peer, pod_addresses(pod)[0]):
+            yield pod
 
 
 def _peer_text(policy: NetworkPolicy, peer: NetworkPolicyPeer) -> str:
@@ -170,7 +177,7 @@ def _named_port(
     else:
         peers = peers_of(rule)
         namespace = policy.metadata.namespace
-        asked = [pod for peer in peers for pod in _peer_pods(world, namespace, peer)] if peers else _pods(world)
+        asked = [pod for peer in peers for pod in _peer_pods(world, namespace, peer)] if peers else list(_pods(world))
         whose = "that the rule leads to"
     if not asked or any(
         protocol == ports.protocol
@@ -304,9 +311,8 @@ def _cluster_policy(world: PolicyWorld, policy: ClusterNetworkPolicy) -> Iterato
         return Finding(code, "ClusterNetworkPolicy", policy.key, path, reason)
 
     subject = policy.spec.subject
-    pods = _pods(world)
-    mine = [pod for pod in pods if subject_has(world, subject, pod)]
-    if pods and not mine:
+    mine = [pod for pod in _pods(world) if subject_has(world, subject, pod)]
+    if world.meant_pods and not mine:
         yield finding("selects-nothing", ("spec", "subject"), "no pod is its subject: the policy does nothing")
     yield from _subject_namespaces(world, subject, ("spec", "subject"), finding)
     for direction in Direction:
@@ -341,9 +347,8 @@ def _cluster_peer(world: PolicyWorld, peer: ClusterPeer, path: Path, finding: _M
         if world.nodes and not any(selects(peer.nodes, n.metadata.labels or {}) for n in world.nodes.values()):
             yield finding("selects-nothing", path, f"no node has {selector_text(peer.nodes)}")
         return
-    known = [address for pod in _pods(world) for address in pod_addresses(pod)]
-    means_pods = peer.networks is None and peer.domain_names is None
-    if means_pods and known and not any(cluster_peer_matches(world, peer, address) for address in known):
+    means_pods = peer.networks is None and peer.domain_names is None and bool(world.meant_pods)
+    if means_pods and not any(cluster_peer_matches(world, peer, address) for address in _addresses(world)):
         yield finding("selects-nothing", path, "no pod is such a peer")
 
 
@@ -431,8 +436,8 @@ def _peers_meet(world: PolicyWorld, one: ClusterPeer, other: ClusterPeer) -> boo
         return True
     if other.domain_names and one.networks:
         return True
-    known = [address for pod in _pods(world) for address in pod_addresses(pod)]
-    known += [address for node in world.nodes.values() for address in node_addresses(node)]
+    nodes = (address for node in world.nodes.values() for address in node_addresses(node))
+    known = chain(_addresses(world), nodes)
     return any(cluster_peer_matches(world, one, a) and cluster_peer_matches(world, other, a) for a in known)
 
 

@@ -24,19 +24,22 @@ from waggle.plan.policy_compile import Compiled, Policy, compile_policy, pods_of
 from waggle.plan.policy_ids import PolicyIds
 from waggle.plan.policy_peers import PeerChanges, PeerClass, Peers, canonical, is_address, pod_facts
 from waggle.plan.policy_predicates import PodTerm, PortName, Predicate, Predicates, hash64
-from waggle.plan.policy_sets import Answer, KnownAnswers, PolicySet, asked_of, port_names, set_text
+from waggle.plan.policy_sets import KnownAnswers, PolicySet, asked_of, port_names, set_text
 from waggle.plan.policy_tables import (
     ANY,
+    NAMED,
     OPEN,
-    NameTable,
+    STRICT,
     PolicyDelta,
     PolicyTables,
-    Precedence,
+    Steps,
     in_writing_order,
 )
 
 #: Answers that are remembered for sets to come, besides two for each entry there is.
 MOST_KNOWN = 10_000
+
+MOST_NAMES = (1 << 32) - 1  # ids of patterns have 32 bits
 
 DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
 
@@ -58,7 +61,6 @@ class _Used:
     id: int
     set: PolicySet
     users: int = 0
-    precedence: dict[int, tuple[Precedence, ...]] = field(default_factory=dict)
 
 
 class _Local(NamedTuple):
@@ -80,6 +82,7 @@ class PolicyPlanner:
         self._predicates = Predicates()
         self._class_ids = PolicyIds(hashed)
         self._set_ids = PolicyIds(hashed)
+        self._name_ids = PolicyIds(lambda text: hashed(text) & MOST_NAMES)
         self._peers = Peers(self._predicates, self._class_ids.take, self._class_ids.drop)
         self._pods: dict[ObjectKey, Pod] = {}
         self._here: dict[str, ObjectKey] = {}  # addresses of interfaces of this node
@@ -93,7 +96,7 @@ class PolicyPlanner:
         self._by_port: defaultdict[PortName, set[_Used]] = defaultdict(set)
         self._with_base: set[_Used] = set()
         self._known: KnownAnswers = {}
-        self._names: dict[str, int] = {}  # pattern → class
+        self._names: dict[str, int] = {}  # pattern → id
         self._name_users: Counter[str] = Counter()
         self._rule_users: Counter[int] = Counter()
         self._stale: set[ObjectKey] = set()  # pods of this node whose sets may be others now
@@ -277,7 +280,7 @@ class PolicyPlanner:
         found = self._sets.get(text)
         if found is None:
             policy_set = PolicySet(direction, policies, resolved, self._known)
-            found = self._sets[text] = _Used(self._set_ids.take(text), policy_set)
+            found = self._sets[text] = _Used(self._set_ids.take(text, odd=bool(policy_set.names)), policy_set)
             self._begin(found)
         return found
 
@@ -314,7 +317,8 @@ class PolicyPlanner:
             self._name_users[name.pattern] -= 1
             if not self._name_users[name.pattern]:
                 del self._name_users[name.pattern]
-                self._class_ids.drop(self._names.pop(name.pattern))
+                self._name_ids.drop(self._names.pop(name.pattern))
+                delta.patterns_gone.append(name.pattern)
 
     # -- entries
 
@@ -322,27 +326,19 @@ class PolicyPlanner:
         """Moves addresses to their classes, with entries for new classes in all sets and for new sets in all
         classes."""
         changes = self._peers.settle()
-        named: set[_Used] = set()
         for used in new_sets:
             self._describe(used, delta)
             for peer_class in self._classes_for(used):
                 self._enter(used, peer_class, delta)
-            named.add(used)
         fresh = set(new_sets)
         for peer_class in changes.new:
             for used in self._sets_for(peer_class):
-                if used not in fresh and self._enter(used, peer_class, delta):
-                    named.add(used)
+                if used not in fresh:
+                    self._enter(used, peer_class, delta)
         for peer_class in changes.gone:
             for used in self._sets_for(peer_class):
                 if peer_class.id in self.tables.sets.get(used.id, ()):
                     delta.entries_gone.append((used.id, peer_class.id))
-                    used.precedence.pop(peer_class.id, None)
-                    named.add(used)
-        for used in named:
-            if used.set.names:
-                patterns = {name.pattern: self._names[name.pattern] for name in used.set.names}
-                delta.names[used.id] = NameTable(patterns, dict(used.precedence))
         self._move(changes, delta)
 
     @staticmethod
@@ -363,8 +359,11 @@ class PolicyPlanner:
         for name in policy_set.names:
             self._name_users[name.pattern] += 1
             if name.pattern not in self._names:
-                self._names[name.pattern] = self._class_ids.take(name.text)
-            self._write(used, self._names[name.pattern], policy_set.name_answer(name), delta)
+                delta.patterns[name.pattern] = self._names[name.pattern] = self._name_ids.take(name.text)
+            class_id = NAMED | self._names[name.pattern]
+            self._write(used, class_id, policy_set.name_answer(name), delta)
+            if policy_set.has_audited:
+                self._write(used, STRICT | class_id, policy_set.name_answer(name, strict=True), delta)
 
     def _classes_for(self, used: _Used) -> set[PeerClass]:
         """The classes for which a set may have an entry."""
@@ -389,23 +388,19 @@ class PolicyPlanner:
             found |= self._by_port.get(port.port, set())
         return found
 
-    def _enter(self, used: _Used, peer_class: PeerClass, delta: PolicyDelta) -> bool:
+    def _enter(self, used: _Used, peer_class: PeerClass, delta: PolicyDelta) -> None:
         """An entry for a class, where it gets something else than the set's default."""
         policy_set = used.set
         if peer_class.own:
             answer = policy_set.own_answer(peer_class.terms)
         else:
             answer = policy_set.answer(policy_set.restricted(peer_class.terms, peer_class.ports))
-        if answer == policy_set.default:
-            return False
-        self._write(used, peer_class.id, answer, delta)
-        return True
+        if answer != policy_set.default:
+            self._write(used, peer_class.id, answer, delta)
 
     @staticmethod
-    def _write(used: _Used, class_id: int, answer: Answer, delta: PolicyDelta) -> None:
-        delta.entries.setdefault(used.id, {})[class_id] = answer.steps
-        if used.set.names:
-            used.precedence[class_id] = answer.precedence
+    def _write(used: _Used, class_id: int, steps: Steps, delta: PolicyDelta) -> None:
+        delta.entries.setdefault(used.id, {})[class_id] = steps
 
 
 def full_tables(

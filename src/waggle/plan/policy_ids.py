@@ -21,14 +21,18 @@ class PolicyIds:
         self._hashed = hashed
         self._taken: set[int] = set()
 
-    def take(self, text: str) -> int:
-        """An id for a text that has none now."""
-        found = self._hashed(text)
+    def take(self, text: str, *, odd: bool | None = None) -> int:
+        """An id for a text that has none now; `odd`: its lowest bit says something."""
+        found = self._of(text, odd)
         while found in _RESERVED or found in self._taken:
             text += "#"
-            found = self._hashed(text)
+            found = self._of(text, odd)
         self._taken.add(found)
         return found
+
+    def _of(self, text: str, odd: bool | None) -> int:
+        found = self._hashed(text)
+        return found if odd is None else found & ~1 | odd
 
     def drop(self, taken: int) -> None:
         """What had the id is no more."""

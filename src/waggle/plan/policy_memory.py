@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from waggle.model.objects import Pod
-from waggle.plan.policy_tables import ALLOW, ANY, END, PORT_BITS, PolicyTables, Steps
+from waggle.plan.policy_tables import ALLOW, ANY, END, NOBODY, PORT_BITS, PolicyTables, Steps
 
 _SIZES = (16, 32, 64, 96, 128, 192, 256)  # of the kernel's allocator for BPF
 _HASH_HEAD = 48
 _TRIE_HEAD = 40
 _BUCKET = 16
-_STEP = 12
+_STEP = 16
 #: Labels that identities are usually kept free of, as they differ from pod to pod, or from one rollout to the next.
 _NO_IDENTITY = frozenset(("pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/pod-name"))
 
@@ -82,9 +82,10 @@ def identity_tables(tables: PolicyTables, pods: Iterable[Pod]) -> IdentityTables
 
 
 def _identity_entries(entries: Mapping[int, Steps], identities: Mapping[int, int]) -> int:
-    known = ((class_id, steps) for class_id, steps in entries.items() if class_id in identities)
-    others = sum(identities[class_id] * max(1, _port_runs(steps)) for class_id, steps in known)
-    return others + _port_runs(entries[ANY])
+    unknown = entries.get(NOBODY, entries[ANY])
+    found = ((entries.get(class_id, entries[ANY]), count) for class_id, count in identities.items())
+    others = sum(count * max(1, _port_runs(steps)) for steps, count in found if steps != unknown)
+    return others + _port_runs(unknown)
 
 
 def _port_runs(steps: Steps) -> int:

@@ -17,6 +17,7 @@ from waggle.model.meta import ObjectKey
 from waggle.model.objects import Pod
 from waggle.model.policy_objects import LabelSelector, Namespace
 from waggle.model.selectors import namespace_labels, requirements, selects
+from waggle.plan.policy_compile import MOST_PORTS
 from waggle.plan.policy_predicates import (
     Block,
     NodeTerm,
@@ -56,9 +57,11 @@ def pod_facts(pod: Pod, here: Iterable[str] = ()) -> PodFacts | None:
         (PortName(port.name, PROTOCOL_INDEX[protocol]), port.container_port)
         for container in (*pod.spec.containers, *sidecars)
         for port in container.ports
-        if port.name and (protocol := port.protocol or "TCP") in PROTOCOL_INDEX
+        if port.name
+        and (protocol := port.protocol or "TCP") in PROTOCOL_INDEX
+        and 0 < port.container_port <= MOST_PORTS
     )
-    addresses = mine | {canonical(address) for address in listed if address}
+    addresses = mine | {canonical(address) for address in listed if is_address(address)}
     ending = bool(pod.metadata.deletion_timestamp)
     return PodFacts(pod.metadata.namespace, pod.metadata.labels or {}, addresses, ports, ending, mine)
 

@@ -21,9 +21,16 @@ from waggle.model.service import IPNetwork
 
 
 class Predicate:
-    """Holds for an address or does not. Equal only to itself: `Predicates` makes one for each text."""
+    """Holds for an address or does not. Equal only to itself: `Predicates` makes one for each text.
+
+    `broad`: it holds for all pods, or all addresses of a family.
+    """
 
     __slots__ = ("__weakref__", "text")
+
+    @property
+    def broad(self) -> bool:
+        return False
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -42,6 +49,10 @@ class PodTerm(Predicate):
         self.namespace = namespace
         self.namespaces = namespaces
         self.pods = pods
+
+    @property
+    def broad(self) -> bool:
+        return self.namespace is None and not requirements(self.namespaces) and not requirements(self.pods)
 
     def holds(self, namespace: str, namespace_labels: Mapping[str, str], labels: Mapping[str, str]) -> bool:
         """Whether it means the pods that have `labels` in a namespace."""
@@ -75,8 +86,7 @@ class Block(Predicate):
         self.excepts = excepts
 
     @property
-    def is_family(self) -> bool:
-        """Whether it means every address of its family."""
+    def broad(self) -> bool:
         return self.network.prefixlen == 0 and not self.excepts
 
 

@@ -22,7 +22,6 @@ from waggle.plan.policy_tables import (
     FIRST,
     LAST,
     PORT_BITS,
-    Precedence,
     SetRef,
     Step,
     Steps,
@@ -33,32 +32,32 @@ Resolved = Mapping[PortName, Sequence[int]]
 Held = frozenset[Predicate]
 
 
-class Answer(NamedTuple):
-    """What a class gets; `precedence` is beside each step where the set has domain names, and empty elsewhere."""
+class _Ends(NamedTuple):
+    """The places where the tiers ended (`policy_tables.Step`)."""
 
-    steps: Steps
-    precedence: tuple[Precedence, ...] = ()
+    admin: int
+    baseline: int
 
 
 class _Decided(NamedTuple):
-    """What is decided from a key on, and the places where the tiers ended."""
+    """What is decided from a key on."""
 
     start: int
     allowed: bool
     rule: int
-    ends: Precedence
+    ends: _Ends
 
 
 #: What rules make of a packet, for all sets: a policy more or less makes a new set, most of whose answers are known.
-KnownAnswers = dict[Hashable, dict[Hashable, Answer]]
+KnownAnswers = dict[Hashable, dict[Hashable, Steps]]
 
 
 class PolicySet:
     """`policies`: those of a pod in one direction that say something, in the order in which they are asked.
 
-    `default` is for every class without an entry: what is true of an address that the set's rules do not mean, except
-    that blocks of a whole family count as held; else rules for 0.0.0.0/0 would need an entry for every class there
-    is.
+    `default` is for every class without an entry: what an address gets of which nothing is true that the set asks,
+    except what is broad (all pods, all addresses of a family). Else a rule for all pods would need an entry for each
+    class of pods.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class PolicySet:
         numbers = tuple(sorted((port, *sorted(found)) for port, found in resolved.items()))
         circumstances = (direction, numbers, *self._isolated.values())
         self._known = ({} if known is None else known).setdefault(circumstances, {})
-        self._has_audited = any(policy.audited for policy in policies)
+        self.has_audited = any(policy.audited for policy in policies)
         self._always: list[int] = []  # places in the order
         self._by_term: dict[Predicate, list[int]] = {}
         self._by_port: dict[PortName, list[int]] = {}
@@ -99,9 +98,9 @@ class PolicySet:
             if isinstance(term, Block | NodeTerm)
         )
         self._egress = direction is Direction.EGRESS
-        self.base: Held = frozenset(term for term in self.terms if isinstance(term, Block) and term.is_family)
-        self._answers: dict[Held, Answer] = {}
-        self._own_answers: dict[Held, Answer] = {}
+        self.base: Held = frozenset(term for term in self.terms if term.broad)
+        self._answers: dict[Held, Steps] = {}
+        self._own_answers: dict[Held, Steps] = {}
         self.default = self.answer(self.base)
 
     def restricted(self, terms: Held, ports: Iterable[PortTerm] = ()) -> Held:
@@ -111,14 +110,14 @@ class PolicySet:
             held |= {port for port in ports if port.port in self.ports}
         return held
 
-    def answer(self, held: Held) -> Answer:
+    def answer(self, held: Held) -> Steps:
         """What a class gets of which `restricted` is `held`."""
         found = self._answers.get(held)
         if found is None:
             found = self._answers[held] = self._evaluate(held)
         return found
 
-    def own_answer(self, held: Held) -> Answer:
+    def own_answer(self, held: Held) -> Steps:
         """What this node gets, of whose address `held` is true: all, unless tier Admin denies what goes to the node."""
         held &= self.own_terms
         found = self._own_answers.get(held)
@@ -126,14 +125,14 @@ class PolicySet:
             found = self._own_answers[held] = self._evaluate_own(held)
         return found
 
-    def name_answer(self, name: NameTerm) -> Answer:
-        """What having a name adds: where it allows, and the places of the rules that do."""
-        places = [place for place in self._by_term[name] if not self.rules[place].audited]
+    def name_answer(self, name: NameTerm, *, strict: bool = False) -> Steps:
+        """What having a name adds: where it allows, and the places of the rules that do. `strict`: audited ones too."""
+        places = [place for place in self._by_term[name] if strict or not self.rules[place].audited]
         decided = []
         for start, (admin, _, baseline) in self._winners(places, held=frozenset((name,))):
             first = admin if admin is not None else baseline
             rule = NO_RULE if first is None else self.rules[first].id
-            ends = Precedence(_place(admin, LAST), _place(baseline, LAST))
+            ends = _Ends(_place(admin, LAST), _place(baseline, LAST))
             decided.append(_Decided(start, first is not None, rule, ends))
         return self._answer(decided, decided)
 
@@ -177,7 +176,7 @@ class PolicySet:
 
     # -- what is decided
 
-    def _evaluate(self, held: Held) -> Answer:
+    def _evaluate(self, held: Held) -> Steps:
         places = self._matching(held)
         if self.names:  # these answers depend on places in the order
             return self._work_out(places, held)
@@ -188,9 +187,9 @@ class PolicySet:
             found = self._known[key] = self._work_out(places, held)
         return found
 
-    def _work_out(self, places: list[int], held: Held) -> Answer:
+    def _work_out(self, places: list[int], held: Held) -> Steps:
         enforced = self._decide(places, held, with_audited=False)
-        return self._answer(enforced, self._decide(places, held, with_audited=True) if self._has_audited else enforced)
+        return self._answer(enforced, self._decide(places, held, with_audited=True) if self.has_audited else enforced)
 
     def _decide(self, places: list[int], held: Held, *, with_audited: bool) -> list[_Decided]:
         asked = [place for place in places if with_audited or not self.rules[place].audited]
@@ -202,17 +201,17 @@ class PolicySet:
         ended = _place(admin, LAST)
         if admin is not None and self.rules[admin].action is not Action.PASS:
             rule = self.rules[admin]
-            return _Decided(start, rule.action is Action.ACCEPT, rule.id, Precedence(ended, FIRST))
+            return _Decided(start, rule.action is Action.ACCEPT, rule.id, _Ends(ended, FIRST))
         if isolated:
             rule_id = NO_RULE if network is None else self.rules[network].id
-            return _Decided(start, network is not None, rule_id, Precedence(ended, FIRST))
-        ends = Precedence(ended, _place(baseline, LAST))
+            return _Decided(start, network is not None, rule_id, _Ends(ended, FIRST))
+        ends = _Ends(ended, _place(baseline, LAST))
         if baseline is None:
             return _Decided(start, True, NO_RULE, ends)
         rule = self.rules[baseline]
         return _Decided(start, rule.action is not Action.DENY, rule.id, ends)
 
-    def _evaluate_own(self, held: Held) -> Answer:
+    def _evaluate_own(self, held: Held) -> Steps:
         places = [place for place in self._matching(held) if self.rules[place].tier is Tier.ADMIN and self._egress]
 
         def decide(*, with_audited: bool) -> list[_Decided]:
@@ -221,26 +220,24 @@ class PolicySet:
             for start, (admin, _, _) in self._winners(asked, held=held):
                 denied = admin is not None and self.rules[admin].action is Action.DENY
                 rule = self.rules[admin].id if admin is not None and denied else NO_RULE
-                ends = Precedence(_place(admin, LAST) if denied else FIRST, FIRST)
+                ends = _Ends(_place(admin, LAST) if denied else FIRST, FIRST)
                 found.append(_Decided(start, not denied, rule, ends))
             return found
 
         enforced = decide(with_audited=False)
-        return self._answer(enforced, decide(with_audited=True) if self._has_audited else enforced)
+        return self._answer(enforced, decide(with_audited=True) if self.has_audited else enforced)
 
-    def _answer(self, enforced: Sequence[_Decided], strict: Sequence[_Decided]) -> Answer:
+    def _answer(self, enforced: Sequence[_Decided], strict: Sequence[_Decided]) -> Steps:
         """`strict`: with the audited policies enforced too."""
-        found: list[tuple[Step, Precedence]] = []
+        found: list[Step] = []
         for start, one, other in _beside(enforced, strict):
-            if one.allowed and not other.allowed:
-                step = Step(start, ALLOW | AUDIT, other.rule)
-            else:
-                step = Step(start, ALLOW if one.allowed else DENY, one.rule)
-            ends = one.ends if self.names else Precedence(FIRST, FIRST)
-            if not found or (found[-1][0][1:], found[-1][1]) != (step[1:], ends):
-                found.append((step, ends))
-        steps = tuple(step for step, _ in found)
-        return Answer(steps, tuple(ends for _, ends in found) if self.names else ())
+            audited = one.allowed and not other.allowed
+            verdict = ALLOW | AUDIT if audited else ALLOW if one.allowed else DENY
+            by = other if audited else one
+            step = Step(start, verdict, by.rule, *(by.ends if self.names else ()))
+            if not found or found[-1][1:] != step[1:]:
+                found.append(step)
+        return tuple(found)
 
 
 def set_text(direction: Direction, policies: Sequence[Compiled], resolved: Resolved) -> str:

@@ -4,7 +4,11 @@ A look-up, of an address as the peer of a pod whose set in that direction is `se
 
 1. its class: the exact entry of the address, else the longest prefix that holds it, else NOBODY;
 2. the steps of (set, class), else of (set, ANY), else a deny;
-3. the last step that starts at or below the key of protocol and port.
+3. the last step that starts at or below the key of protocol and port;
+4. for an egress set with domain names (its id is odd), where that step does not simply allow: of each pattern that the
+   address has a name of, the step of (set, the pattern's class). Where that allows, and stands before what was decided
+   in either tier (`Step.admin`, `Step.baseline`), the name decides. Where the step allows with AUDIT, it is the class
+   with STRICT that is asked.
 
 Entries are added and removed, never changed into something else, as ids are hashes of what they stand for. Every
 state on the way from one set of tables to the next answers as the old or as the new one, if a `PolicyDelta` is
@@ -34,6 +38,11 @@ OPEN = 0
 #: Set of a pod whose policies are not in force yet.
 PENDING = (1 << 64) - 1
 
+#: Class of a pattern of domain names: this, with the id of the pattern (32 bits).
+NAMED = 0x6E616D65 << 32
+#: Besides: the audited policies included.
+STRICT = 1 << 63
+
 DENY = 0
 ALLOW = 1
 #: With ALLOW: it would be denied were the audited policies enforced.
@@ -48,11 +57,19 @@ END = 4 << PORT_BITS
 
 class Step(NamedTuple):
     """From the key `start` on: what happens, and the rule that says so (policy_rules.rule_id). Of a verdict with
-    AUDIT, the rule is the one that would deny; 0 where no rule but isolation or a default decides."""
+    AUDIT, the rule is the one that would deny; 0 where no rule but isolation or a default decides.
+
+    `admin` and `baseline`, in sets with domain names alone, say which of two answers comes first: the places in the
+    set's list at which its Admin and its Baseline tier ended. Of a class: the place of the rule that ended the tier,
+    LAST where no rule did; a tier that was not asked has FIRST, so that no name comes before it. Of a pattern: the
+    places of the Accept rules that name it, LAST for none.
+    """
 
     start: int
     verdict: int
     rule: int
+    admin: int = 0
+    baseline: int = 0
 
 
 Steps = tuple[Step, ...]
@@ -71,32 +88,8 @@ class SetRef(NamedTuple):
     policies: tuple[tuple[str, ObjectKey], ...]
 
 
-class Precedence(NamedTuple):
-    """Which of two answers comes first: the places in a set's list at which its Admin and its Baseline tier ended.
-
-    Of a class: the place of the rule that ended the tier, LAST where no rule did; a tier that was not asked has
-    FIRST, so that no name comes before it. Of a pattern: the places of the Accept rules that name it, LAST for none.
-    A name that an address has makes a difference where a place of its pattern is below that of the address's class,
-    in either tier.
-    """
-
-    admin: int
-    baseline: int
-
-
+#: Places in the order of a set's rules.
 FIRST, LAST = 0, 0xFFFF
-
-
-@dataclass(slots=True)
-class NameTable:
-    """What domain names add to a set. The steps of a pattern are in `PolicyTables.sets` under its class, as those of
-    any other class, with ALLOW where one of its rules matches and DENY where none does (which then decides nothing).
-
-    `precedence`: for each class of the set, and each pattern's, one entry beside each of its steps.
-    """
-
-    patterns: dict[str, int] = field(default_factory=dict)
-    precedence: dict[int, tuple[Precedence, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,7 +102,7 @@ class PolicyTables:
     pods: dict[str, tuple[int, int]] = field(default_factory=dict)  # address of a pod here → sets: ingress, egress
     rules: dict[int, RuleRef] = field(default_factory=dict)
     set_names: dict[int, SetRef] = field(default_factory=dict)
-    names: dict[int, NameTable] = field(default_factory=dict)  # sets with rules about domain names
+    patterns: dict[str, int] = field(default_factory=dict)  # of domain names, of all sets → id
 
     def apply(self, delta: PolicyDelta) -> None:
         """Makes of the tables before an update those after it."""
@@ -117,7 +110,7 @@ class PolicyTables:
             self.sets.setdefault(set_id, {}).update(entries)
         self.rules.update(delta.rules)
         self.set_names.update(delta.set_names)
-        self.names.update(delta.names)
+        self.patterns.update(delta.patterns)
         self.classes.update(delta.classes)
         _change(self.ranges, delta.ranges)
         for address in delta.classes_gone:
@@ -127,7 +120,8 @@ class PolicyTables:
             del self.sets[set_id][class_id]
         for set_id in delta.sets_gone:
             del self.sets[set_id], self.set_names[set_id]
-            self.names.pop(set_id, None)
+        for pattern in delta.patterns_gone:
+            del self.patterns[pattern]
         for rule in delta.rules_gone:
             del self.rules[rule]
 
@@ -141,9 +135,9 @@ class PolicyDelta:
 
     rules: dict[int, RuleRef] = field(default_factory=dict)
     set_names: dict[int, SetRef] = field(default_factory=dict)
-    names: dict[int, NameTable] = field(default_factory=dict)  # whole tables of sets that have one and changed
     #: New entries: of new sets, and of new classes in sets that are there.
     entries: dict[int, dict[int, Steps]] = field(default_factory=dict)
+    patterns: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     #: What is set comes first, with longer prefixes before the shorter ones that hold them; then what goes (None),
     #: the other way round: no address is ever left to a prefix that means others.
@@ -153,6 +147,7 @@ class PolicyDelta:
     pods: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     entries_gone: list[tuple[int, int]] = field(default_factory=list)
     sets_gone: list[int] = field(default_factory=list)  # their entries are in entries_gone
+    patterns_gone: list[str] = field(default_factory=list)
     rules_gone: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""The tables of policy: wag_policy, wag_policy_steps, wag_classes, wag_class_ranges.
+"""The tables of policy: wag_policy, wag_policy_steps, wag_classes, wag_class_ranges, wag_patterns.
 
 What is written, and in which order, is the planner's (`plan.policy_tables`). An entry is never changed into something
 else, so that whatever a packet meets is the old or the new. After a restart everything is read back, and becomes what
@@ -10,17 +10,33 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from waggle.abi._generated import ClassRangeKey, PolicyRun, PolicyState, PolicyStep
+from waggle.abi._generated import ClassRangeKey, NameKey, PatternKey, PolicyRun, PolicyState, PolicyStep
 from waggle.abi.address import pack_address, unpack_address
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
 from waggle.model.policy_rules import NO_RULE
 from waggle.plan.extents import ExtentAllocator
-from waggle.plan.policy_tables import ANY, DENY, NOBODY, SELF, PolicyDelta, PolicyTables, Step, Steps, mapped_length
+from waggle.plan.policy_tables import (
+    ALLOW,
+    ANY,
+    AUDIT,
+    DENY,
+    NAMED,
+    NOBODY,
+    SELF,
+    STRICT,
+    PolicyDelta,
+    PolicyTables,
+    Step,
+    Steps,
+    mapped_length,
+)
 from waggle.reconcile.drift import Drift
+from waggle.reconcile.learned_names import in_force, pack_pattern
 
 Assign = Callable[[Iterable[str]], None]
 
@@ -41,6 +57,8 @@ class PolicyWriter:
         self._steps = maps["wag_policy_steps"]
         self._classes = maps["wag_classes"]
         self._ranges = maps["wag_class_ranges"]
+        self._patterns = maps["wag_patterns"]
+        self._names = maps["wag_names"]
         self._state = maps["wag_policy_state"]
         self._assign = assign
         self._keep = keep
@@ -49,6 +67,7 @@ class PolicyWriter:
         self._entries: dict[bytes, Steps] = {}  # what wag_policy holds
         self._class_of: dict[bytes, int] = {}
         self._range_of: dict[bytes, int] = {}
+        self._pattern_of: dict[bytes, int] = {}
         self._revision = 0
 
     @property
@@ -64,6 +83,7 @@ class PolicyWriter:
         self._runs, self._entries = {}, {}
         self._class_of = {key: _u64(raw) for key, raw in self._classes.dump()}
         self._range_of = {key: _u64(raw) for key, raw in self._ranges.dump()}
+        self._pattern_of = {key: _u64(raw) for key, raw in self._patterns.dump()}
         self._revision = PolicyState.unpack(self._state.lookup(bytes(4)) or bytes(8)).revision
         self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
         found = {key: PolicyRun.unpack(raw) for key, raw in self._policy.dump()}
@@ -88,7 +108,7 @@ class PolicyWriter:
         raw = self._steps.read_array(first, count)
         size = self._steps.value_size
         steps = (PolicyStep.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
-        return tuple(Step(step.start, step.verdict, step.rule) for step in steps)
+        return tuple(Step(step.start, step.verdict, step.rule, step.admin, step.baseline) for step in steps)
 
     # -- changes ------------------------------------------------------------------------------------------------
 
@@ -96,6 +116,7 @@ class PolicyWriter:
         """Makes a change, in its order. Returns what to `settle` with, 0 for nothing. TableFull leaves in force what
         was."""
         self._enter((pack_key(s, c), steps) for s, entries in delta.entries.items() for c, steps in entries.items())
+        self._set_patterns(pack_patterns(delta.patterns))
         self._set_classes({pack_address(address): number for address, number in delta.classes.items()})
         for cidr, number in delta.ranges.items():
             self._set_range(pack_range(cidr), number)
@@ -103,6 +124,7 @@ class PolicyWriter:
         self._assign(delta.pods)
         self._revise()
         self._leave(pack_key(s, c) for s, c in delta.entries_gone)
+        self._forget_patterns(pack_patterns(dict.fromkeys(delta.patterns_gone, 0)))
         return self._extents.retire()
 
     def sync(self, tables: PolicyTables) -> int:
@@ -110,7 +132,9 @@ class PolicyWriter:
         wanted = {pack_key(s, c): steps for s, entries in tables.sets.items() for c, steps in entries.items()}
         classes = {pack_address(address): number for address, number in tables.classes.items()}
         ranges = {pack_range(cidr): number for cidr, number in tables.ranges.items()}
+        patterns = pack_patterns(tables.patterns)
         self._enter(wanted.items())
+        self._set_patterns(patterns)
         self._set_classes(classes)
         for key in sorted(ranges, reverse=True):  # the longest first: no address is left to a range that means others
             self._set_range(key, ranges[key])
@@ -120,6 +144,7 @@ class PolicyWriter:
         self._assign(tables.pods)
         self._revise()
         self._leave(self._entries.keys() - wanted.keys())
+        self._forget_patterns(self._pattern_of.keys() - patterns.keys())
         return self._extents.retire()
 
     def settle(self, ticket: int) -> None:
@@ -132,13 +157,17 @@ class PolicyWriter:
             if steps not in self._runs:
                 run = self._runs[steps] = _Run(self._extents.allocate(len(steps)))
                 self._steps.update_many(
-                    ((run.first + i).to_bytes(4, "little"), PolicyStep(s.start, s.rule, s.verdict).pack())
+                    (
+                        (run.first + i).to_bytes(4, "little"),
+                        PolicyStep(s.start, s.rule, s.verdict, s.admin, s.baseline).pack(),
+                    )
                     for i, s in enumerate(steps)
                 )
         self._policy.update_many((key, PolicyRun(self._runs[steps].first, len(steps)).pack()) for key, steps in due)
+        for _, steps in due:  # first, so that no list goes which another entry has now
+            self._runs[steps].users += 1
         for key, steps in due:
             self._drop_run(key)
-            self._runs[steps].users += 1
             self._entries[key] = steps
 
     def _drop_run(self, key: bytes) -> None:
@@ -162,6 +191,17 @@ class PolicyWriter:
         self._classes.update_many((key, number.to_bytes(8, "little")) for key, number in due.items())
         self._class_of.update(due)
 
+    def _set_patterns(self, patterns: Mapping[bytes, int]) -> None:
+        due = {key: number for key, number in patterns.items() if self._pattern_of.get(key) != number}
+        self._patterns.update_many((key, number.to_bytes(4, "little")) for key, number in due.items())
+        self._pattern_of.update(due)
+
+    def _forget_patterns(self, keys: Iterable[bytes]) -> None:
+        gone = [key for key in keys if key in self._pattern_of]
+        self._patterns.delete_many(gone)
+        for key in gone:
+            del self._pattern_of[key]
+
     def _forget_classes(self, keys: Iterable[bytes]) -> None:
         gone = list(keys)
         self._classes.delete_many(gone)
@@ -183,21 +223,34 @@ class PolicyWriter:
 
     # -- questions ----------------------------------------------------------------------------------------------
 
-    def answer(self, policy_set: int, peer: str, key: int, *, is_self: bool) -> Step:
+    def answer(self, policy_set: int, peer: str, key: int, *, is_self: bool, asker: int = 0) -> Step:
         """What a program finds in the tables for a set, an address at the other end, and `plan.policy_tables.step_key`;
-        read from the kernel, as programs read it. `is_self`: the address is this node's. A pair without an answer
+        read from the kernel, as programs read it. `is_self`: the address is this node's; `asker`: the pod's
+        interface, for names that it was told. A pair without an answer
         denies."""
         address = pack_address(peer)
         raw = self._classes.lookup(address)
         if raw is None and not is_self:
             raw = self._ranges.lookup(ClassRangeKey(128, address).pack())
         own = _u64(raw) if raw is not None else SELF if is_self else NOBODY
-        found = self._policy.lookup(pack_key(policy_set, own)) or self._policy.lookup(pack_key(policy_set, ANY))
+        step = self._step(policy_set, own, key) or self._step(policy_set, ANY, key) or Step(0, DENY, NO_RULE)
+        if step.verdict == ALLOW or not policy_set & 1:
+            return step
+        raw = self._names.lookup(NameKey(asker, address).pack())
+        strict = STRICT if step.verdict & AUDIT else 0
+        for pattern in in_force(raw, time.monotonic()) if raw is not None else ():
+            named = self._step(policy_set, NAMED | strict | pattern, key)
+            if named and named.verdict & ALLOW and (named.admin < step.admin or named.baseline < step.baseline):
+                return named
+        return step
+
+    def _step(self, policy_set: int, peer: int, key: int) -> Step | None:
+        found = self._policy.lookup(pack_key(policy_set, peer))
         if found is None:
-            return Step(0, DENY, NO_RULE)
+            return None
         run = PolicyRun.unpack(found)
         below = [step for step in self._read(run.first, run.count) if step.start <= key]
-        return below[-1] if below else Step(0, DENY, NO_RULE)
+        return below[-1] if below else None
 
     # -- drift --------------------------------------------------------------------------------------------------
 
@@ -211,12 +264,14 @@ class PolicyWriter:
             present[key] = self._read(run.first, run.count) if inside else ()
         classes = {key: _u64(raw) for key, raw in self._classes.dump()}
         ranges = {key: _u64(raw) for key, raw in self._ranges.dump()}
+        patterns = {key: _u64(raw) for key, raw in self._patterns.dump()}
         found = _compare("wag_policy", present, wanted, lambda key: f"set {_u64(key[:8]):#x}, class {_u64(key[8:]):#x}")
         found += _compare(
             "wag_classes", classes, {pack_address(a): n for a, n in tables.classes.items()}, unpack_address
         )
+        found += _compare("wag_patterns", patterns, pack_patterns(tables.patterns), _pattern_text)
         found += _compare("wag_class_ranges", ranges, {pack_range(c): n for c, n in tables.ranges.items()}, _range_text)
-        return len(present) + len(classes) + len(ranges), found
+        return len(present) + len(classes) + len(ranges) + len(patterns), found
 
     def repair(self, tables: PolicyTables) -> int:
         """Reads everything back and makes it right, as after a restart. Returns what `sync` does."""
@@ -243,6 +298,12 @@ def pack_key(policy_set: int, peer: int) -> bytes:
     return struct.pack("<QQ", policy_set, peer)
 
 
+def pack_patterns(patterns: Mapping[str, int]) -> dict[bytes, int]:
+    """The entries of wag_patterns."""
+    packed = ((pack_pattern(pattern), number) for pattern, number in patterns.items())
+    return {key: number for key, number in packed if key is not None}
+
+
 def pack_range(cidr: str) -> bytes:
     """struct wag_class_range_key."""
     network = ipaddress.ip_network(cidr)
@@ -251,6 +312,12 @@ def pack_range(cidr: str) -> bytes:
 
 def _u64(raw: bytes) -> int:
     return int.from_bytes(raw, "little")
+
+
+def _pattern_text(key: bytes) -> str:
+    found = PatternKey.unpack(key)
+    text = found.text.rstrip(b"\0").decode("ascii", "replace")[::-1]
+    return text[1:] if found.exact else "*" + text
 
 
 def _range_text(key: bytes) -> str:

@@ -96,13 +96,16 @@ def read_policy_files(
     to be given the same. ConfigError where a path cannot be read; what is wrong in a file is in `errors`.
     """
     files = PolicyFiles()
+    seen: set[FilePath] = set()  # a directory may hold a file that was named, too
     for path in paths:
         if str(path) == "-":
             _read(files, sys.stdin.buffer.read(), "-")
             continue
         try:
             for file in _files(path):
-                _read(files, file.read_bytes(), str(file))
+                if file.resolve() not in seen:
+                    seen.add(file.resolve())
+                    _read(files, file.read_bytes(), str(file))
         except OSError as error:
             raise ConfigError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     _give_addresses(files, pod_cidr, {} if addresses is None else addresses)

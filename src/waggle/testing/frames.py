@@ -77,6 +77,23 @@ class Frame:
 OPTIONS = {4: bytes([148, 4, 0, 0]), 6: bytes([0, 0, 1, 4, 0, 0, 0, 0])}
 
 
+def ip_frame(
+    macs: bytes, source: str, destination: str, number: int, segment: bytes, *, fragment: tuple[int, int] | None = None
+) -> bytes:
+    """A frame with any protocol. `fragment`: identification, and the offset in bytes, of a last fragment."""
+    one, other = ip_address(source), ip_address(destination)
+    identification, offset = fragment or (1, 0)
+    if one.version == 4:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), identification, offset // 8, 64, number, 0)
+        head += one.packed + other.packed
+        return macs + struct.pack("!H", ETH_IP) + head[:10] + struct.pack("!H", checksum(head)) + head[12:] + segment
+    if fragment:
+        segment = struct.pack("!BBHI", number, 0, offset, identification) + segment
+        number = 44
+    head = struct.pack("!IHBB", 6 << 28, len(segment), number, 64) + one.packed + other.packed
+    return macs + struct.pack("!H", ETH_IPV6) + head + segment
+
+
 class BadFrame(ValueError):
     """A frame that no receiver would take; the text says why."""
 

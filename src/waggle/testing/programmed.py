@@ -41,7 +41,7 @@ class ProgrammedNode:
         self.local = local
         self.store = Store()
         maps = machine.maps
-        _empty(machine)
+        empty(machine)
         config = AgentConfig(
             node_name=local.facts.name,
             nodeport_addresses=local.node_port_addresses,
@@ -111,8 +111,9 @@ def _interface(address: str, ifindex: int) -> PodInterface:
     return PodInterface(name, "eth0", name, ifindex, HOST_MAC, POD_MAC, (ip_address(address),), Path("/nonexistent"))
 
 
-def _empty(machine: Machine) -> None:
+def empty(machine: Machine) -> None:
     """Quicker than `Machine.reset`: only what packets and the plan fill."""
+    machine.forget_services()
     for name in (
         "wag_services",
         "wag_source_ranges",
