@@ -9,6 +9,7 @@ allow somebody else on some other port, so that each has to be there and none de
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from bench import objects
@@ -25,7 +27,10 @@ from bench.lab_network import Direct, LabNetwork, remove_leftover_labs
 from bench.places import BenchError
 from bench.rounds import measure
 from bench.traffic import ClientSettings, Sample, cpus
+from waggle.abi.address import pack_address
 from waggle.kernel.maps import Map
+from waggle.lab import processes
+from waggle.lab.layout import NodeLayout
 
 KEY = "policy"
 TESTS = ("connect", "request", "request16", "udp16")
@@ -36,6 +41,7 @@ _APPS = 1000  # what remote pods and policies are divided into
 _FILES_OF = 500
 _FIRST_REMOTE = IPv4Address("10.192.0.0")
 _LIMIT = 180.0
+_LABELS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +120,44 @@ def fill(network: LabNetwork, case: Case) -> dict[str, Any]:
             "entries": _entries(tables),
             "classes": _peers(tables),
             "bytes": {name: table.memory_bytes() for name, table in tables.items()},
+            "agent_bytes": agent_bytes(node),
+            "enforcement_ms": enforcement(network, tables["wag_classes"]) if case.remote_pods else [],
         }
     finally:
         for table in tables.values():
             table.close()
+
+
+def agent_bytes(node: NodeLayout) -> int:
+    """Memory of a node's agent: its share of what it has with others included (PSS)."""
+    total = 0
+    for pid in processes.pids_below(node.agent_cgroup):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def enforcement(network: LabNetwork, classes: Map) -> list[float]:
+    """Milliseconds from a pod's new label, in a manifest of its own, to its address having another class: the watch
+    of the directory, YAML, planning and writing."""
+    address = str(_FIRST_REMOTE - 1)
+    key = pack_address(address)
+    _write(network, "label", [_remote_pod("relabelled", 0, address)])
+    _until(lambda: classes.lookup(key) is not None, "the pod that is relabelled is not known")
+    found = []
+    for number in range(1, _LABELS + 1):
+        before = classes.lookup(key)
+        begin = time.monotonic()
+        _write(network, "label", [_remote_pod("relabelled", number, address)])
+        while classes.lookup(key) == before:
+            if time.monotonic() - begin > _LIMIT:
+                raise BenchError(f"a pod's new label is not in force after {_LIMIT:g} s")
+            time.sleep(0.0005)
+        found.append((time.monotonic() - begin) * 1000)
+        time.sleep(0.1)
+    return found
 
 
 def _peers(tables: dict[str, Map]) -> int:
@@ -182,14 +222,17 @@ def policies(count: int) -> Iterator[dict[str, Any]]:
 def remote_pods(count: int) -> Iterator[dict[str, Any]]:
     """Pods of a node that is not there: ten of each app, if there are 10,000."""
     for number in range(count):
-        address = str(_FIRST_REMOTE + number + 1)
-        yield {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": f"remote-{number}", "namespace": objects.NAMESPACE, "labels": _app(number)},
-            "spec": {"nodeName": f"far-{number // 100}", "containers": [{"name": "main", "image": "none"}]},
-            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
-        }
+        yield _remote_pod(f"remote-{number}", number, str(_FIRST_REMOTE + number + 1))
+
+
+def _remote_pod(name: str, number: int, address: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": objects.NAMESPACE, "labels": _app(number)},
+        "spec": {"nodeName": f"far-{number // 100}", "containers": [{"name": "main", "image": "none"}]},
+        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+    }
 
 
 def _app(number: int) -> dict[str, str]:

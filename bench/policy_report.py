@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from bench.pods_report import rate_text, ratio_text
@@ -36,9 +37,23 @@ def policy(rows: list[dict[str, Any]], tables: dict[str, dict[str, Any]]) -> str
             f"{facts['classes']:,}",
             *(f"{facts['bytes'][map_name] / 2**20:.2f}" for map_name in MAPS),
             f"{sum(facts['bytes'].values()) / 2**20:.1f}",
+            f"{facts['agent_bytes'] / 2**20:.0f}",
         ]
         for name, facts in tables.items()
     ]
-    heads = ["", "pairs of set and class", "addresses", *(f"{name}, MiB" for name in MAPS), "together, MiB"]
+    heads = [
+        "",
+        "pairs of set and class",
+        "addresses",
+        *(f"{name}, MiB" for name in MAPS),
+        "together, MiB",
+        "agent, MiB",
+    ]
     parts.append("The tables of one node:\n\n" + table(heads, lines))
+    for name, facts in tables.items():
+        if times := sorted(facts["enforcement_ms"]):
+            parts.append(
+                f"{titles[name]}: from a pod's new label in its manifest to the kernel's table "
+                f"{statistics.median(times):.1f} ms (median), {times[-1]:.1f} ms (most of {len(times)})."
+            )
     return "\n\n".join(parts)

@@ -159,7 +159,7 @@ def metrics() -> str:
     no_entries = SimpleNamespace(dump=list, lookup=lambda key: None)
     tables = ("wag_drops", "wag_counters", "wag_flow_counts", "wag_buckets", "wag_sweeps", "wag_nat_counts")
     agent = SimpleNamespace(
-        datapath=SimpleNamespace(maps=dict.fromkeys(tables, no_entries), map_memory=dict, nat_size=0),
+        datapath=SimpleNamespace(maps=dict.fromkeys((*tables, "wag_names"), no_entries), map_memory=dict, nat_size=0),
         tables=SimpleNamespace(frontend_count=0, backend_count=0, service_count=0),
         health=SimpleNamespace(ports=0),
         flows=SimpleNamespace(history=History(0), log=None, denials=SimpleNamespace(counts=Counter)),

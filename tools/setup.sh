@@ -25,6 +25,8 @@ if [ "$goal" = test ]; then
 fi
 # a machine that systemd boots, to install on
 if [ "$goal" = test ]; then needed+=([/lib/systemd/systemd]=systemd [curl]=curl [ps]=procps); fi
+# a resolver whose answers policies with domain names learn from
+if [ "$goal" = test ]; then needed+=([dnsmasq]=dnsmasq-base); fi
 # the rules of kube-proxy that the benchmark compares with
 if [ "$goal" = test ]; then needed+=([iptables-legacy-restore]=iptables [openssl]=openssl); fi
 

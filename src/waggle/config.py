@@ -191,6 +191,11 @@ class AgentConfig:
         "How many flows of pods with policies are remembered (about 120 bytes each, taken at the start). More flows "
         "work as well; one that was forgotten is judged again by its next packet.",
     )
+    max_policy_names: int = _setting(
+        16384,
+        "How many addresses are remembered that DNS answers gave pods for names in their policies (about 280 bytes "
+        "each, taken at the start). Of more, those make room that were not used for longest.",
+    )
     drift_check: int = _setting(
         60, "Seconds between two checks that the maps hold what they should; what does not is repaired. 0: no checks."
     )
@@ -243,7 +248,7 @@ class AgentConfig:
             raise ConfigError(f"vxlan-vni: must lie between 1 and {(1 << 24) - 1}")
         if self.policy_established not in ("cut", "keep"):
             raise ConfigError(f"policy-established: {self.policy_established!r} is neither cut nor keep")
-        for name in ("max_services", "max_backends", "max_policy_flows", "max_nat"):
+        for name in ("max_services", "max_backends", "max_policy_flows", "max_policy_names", "max_nat"):
             if not 16 <= getattr(self, name) <= 1 << 24 and (name, self.max_nat) != ("max_nat", 0):
                 raise ConfigError(f"{name.replace('_', '-')}: must lie between 16 and {1 << 24}")
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""DNS messages for tests, by dnspython, and what it makes of one: the addresses that an answer gives for its question."""
+"""DNS messages for tests, by dnspython, and what it reads in one: the addresses that an answer gives."""
 
 from __future__ import annotations
 

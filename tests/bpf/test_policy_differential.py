@@ -18,7 +18,7 @@ from waggle.testing.machine import Machine
 from waggle.testing.policy_differential import PolicyComparison
 
 SEEDS = range(2036, 2039)
-EXAMPLES = 250
+EXAMPLES = 200
 #: what must be among the packets, so that nothing is left out without a word
 KINDS = {
     "pass",

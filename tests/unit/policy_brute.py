@@ -414,13 +414,13 @@ NETWORK_SPEC = st.builds(
     st.lists(st.builds(NetworkPolicyEgressRule, PEERS, PORTS), min_size=1, max_size=2) | st.none(),
 )
 NAMESPACED = st.builds(NamespacedPods, SELECTOR, SELECTOR)
-CLUSTER_PORT = st.one_of(
+NUMBERED_PORT = st.one_of(
     st.builds(ClusterProtocol, tcp=st.just(PortMatch())),
     st.builds(ClusterProtocol, tcp=st.just(PortMatch(DestinationPort(number=80)))),
     st.builds(ClusterProtocol, udp=st.just(PortMatch(DestinationPort(range=PortRange(50, 80))))),
     st.builds(ClusterProtocol, sctp=st.just(PortMatch())),
-    st.builds(ClusterProtocol, destination_named_port=PORT_NAME),
 )
+CLUSTER_PORT = NUMBERED_PORT | st.builds(ClusterProtocol, destination_named_port=PORT_NAME)
 POD_PEER = st.builds(ClusterPeer, SELECTOR) | st.builds(ClusterPeer, pods=NAMESPACED)
 UNKNOWN_PEER = st.just(ClusterPeer())
 BEYOND = st.builds(ClusterPeer, nodes=SELECTOR) | st.builds(
@@ -436,7 +436,12 @@ EGRESS_RULE = st.one_of(
     st.builds(ClusterEgressRule, ACTION, st.lists(POD_PEER | BEYOND, min_size=1, max_size=2), CLUSTER_PORTS),
     st.builds(ClusterEgressRule, ACTION, st.lists(BEYOND | UNKNOWN_PEER, min_size=1, max_size=2), CLUSTER_PORTS),
 )
-DOMAIN_RULE = st.builds(ClusterEgressRule, st.just("Accept"), st.lists(DOMAIN, min_size=1, max_size=2), CLUSTER_PORTS)
+DOMAIN_RULE = st.builds(  # an apiserver refuses named ports of these
+    ClusterEgressRule,
+    st.just("Accept"),
+    st.lists(DOMAIN, min_size=1, max_size=2),
+    st.none() | st.lists(NUMBERED_PORT, min_size=1, max_size=2),
+)
 SUBJECT = (
     st.builds(ClusterSubject, ALL) | st.builds(ClusterSubject, SELECTOR) | st.builds(ClusterSubject, pods=NAMESPACED)
 )

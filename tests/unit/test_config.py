@@ -19,7 +19,7 @@ PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "bpf_root
 PATHS += ["cni_bin_dir", "cni_conf_dir"]
 OPTIONAL_PATHS = ["manifests", "kubeconfig", "kubernetes_netns", "cgroup_root", "cni_bin_dir", "cni_conf_dir"]
 LISTS = ["pod_cidr", "node_ip", "devices"]
-NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_nat"]
+NUMBERS = ["max_services", "max_backends", "max_policy_flows", "max_policy_names", "max_nat"]
 
 
 def flag(name: str) -> str:
@@ -128,6 +128,7 @@ max-services: 16
 max-backends: 32
 max-nat: 64
 max-policy-flows: 1000
+max-policy-names: 2000
 policy-established: keep
 nat-tcp-timeout: 3600
 nat-udp-timeout: 60

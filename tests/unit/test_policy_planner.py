@@ -28,7 +28,7 @@ from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.policy import PolicyPlanner
 from waggle.plan.policy_tables import ALLOW, AUDIT, DENY
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "60"))  # of each kind; more find more
+EXAMPLES = int(os.environ.get("EXAMPLES", "40"))  # of each kind; more find more
 NO_NAMES = frozenset()
 
 

@@ -22,12 +22,15 @@ from typing import Any, Protocol
 
 from waggle.abi._generated import Scope, ServiceKey
 from waggle.abi.address import ANY4, ANY6, is_ipv4
+from waggle.abi.learned_names import Learned, learned
 from waggle.agent.dns_server import PORT as DNS_PORT
 from waggle.agent.dns_server import DnsServer
 from waggle.agent.doctor import Doctor
 from waggle.agent.flows import Flows
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.network import NodeNetwork
+from waggle.agent.node_essentials import NodeEssentials
+from waggle.agent.node_policies import NodePolicies
 from waggle.agent.pods import PodPrograms
 from waggle.agent.policies import Policies
 from waggle.agent.ports import PortGuard
@@ -50,6 +53,7 @@ from waggle.model.vip import NO_RANGES, pod_cidrs, service_ranges, taken_network
 from waggle.model.why import Situation
 from waggle.model.workload import DEFAULT_NAMESPACE
 from waggle.observe.names import Names
+from waggle.observe.policy_names import told
 from waggle.observe.rules import PlannedRules
 from waggle.plan.health import local_policies_unmet, plan_health
 from waggle.plan.host_ports import plan_host_ports
@@ -166,12 +170,17 @@ class Agent:
         )
         self.pods = PodPrograms(self.datapath, self.names, lambda: self.cni.pods(), self.pods_changed)
         self.network = NodeNetwork(config, self.datapath, sysctls, self.pods, self.proxy)
+        essentials = NodeEssentials(config, self.store, lambda: self.network.node.every, lambda: self.health.numbers)
+        self.node_policies = NodePolicies(
+            self.store, config.node_name, config.state_dir, essentials.find, self._dirty.set
+        )
         self.policies = Policies(
             self.store,
             self.datapath,
             lambda: self.policies_synced,
             lambda: self.cni.pods(),
             lambda: self.network.node.every | set(config.dns_addresses),
+            self.node_policies,
             retry=self._dirty.set,
             node=config.node_name,
             keep=config.policy_established == "keep",
@@ -390,6 +399,10 @@ class Agent:
         known = all(source.policies_synced.is_set() for source in self.sources.values())
         return known and self.all_synced and self.attached_pods.published
 
+    def learned_names(self) -> list[Learned]:
+        """What DNS answers told pods whose policies accept names. Blocking."""
+        return list(learned(self.datapath.maps["wag_names"].dump(), time.monotonic()))
+
     def situation(self) -> Situation:
         """The objects as they are now, for the model to be asked; a copy, that stays as it is in another thread."""
         store, facts, node = self.store, self.context.node, self.network.node
@@ -405,6 +418,7 @@ class Agent:
             cluster_policies=dict(store.cluster_policies),
             node=facts.name,
             node_addresses=frozenset(node.every),
+            told=told(self.learned_names(), self.cni.pods(), self.policies.planner.tables.patterns),
         )
         local = LocalNode(
             facts,
@@ -844,7 +858,7 @@ class Agent:
             "counts": {
                 "services": len(self.store.services),
                 "endpointSlices": len(self.store.slices),
-                "policies": len(self.store.policies) + len(self.store.cluster_policies),
+                "policies": len(self.store.policies) + len(self.store.cluster_policies) + len(self.store.node_policies),
                 "pods": len(self.cni.pods()),
                 "nodes": len(self.store.nodes),
                 "frontends": self.tables.frontend_count,

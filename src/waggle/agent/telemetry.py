@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from waggle.abi._generated import NAT_COUNT_SIZE, SWEEP_SIZE, NatCount, Outcome, Reason, Sweep
+from waggle.abi.learned_names import in_force
 from waggle.model.objects import KINDS
 from waggle.observe.counters import counters, drops, flows, suppressed
 from waggle.observe.denials import Denied
@@ -34,6 +36,7 @@ class DatapathCollector(Collector):
         yield from self._verdicts(maps)
         for name, value in counters(maps["wag_counters"]).items():
             yield CounterMetricFamily(f"waggle_{name}", _COUNTER_HELP[name], value=value)
+        yield from _names(maps)
         yield from _nat(maps, self._agent.datapath.nat_size)
         tables = self._agent.tables
         yield GaugeMetricFamily("waggle_services", "Services known.", value=len(self._agent.store.services))
@@ -41,6 +44,7 @@ class DatapathCollector(Collector):
         policies = GaugeMetricFamily("waggle_policies", "Policies known, by kind.", labels=["kind"])
         policies.add_metric(["NetworkPolicy"], len(store.policies))
         policies.add_metric(["ClusterNetworkPolicy"], len(store.cluster_policies))
+        policies.add_metric(["NodePolicy"], len(store.node_policies))
         yield policies
         yield GaugeMetricFamily("waggle_frontends", "Entries of the frontend table.", value=tables.frontend_count)
         yield GaugeMetricFamily("waggle_backends", "Records of the backend table in use.", value=tables.backend_count)
@@ -149,6 +153,21 @@ def _by_verdict(
     return family
 
 
+def _names(maps: Mapping[str, Map]) -> Iterator[Family]:
+    entries, now = maps["wag_names"].dump(), time.monotonic()
+    yield GaugeMetricFamily(
+        "waggle_names",
+        "Addresses that pods may reach by a name that a DNS answer gave them.",
+        value=sum(bool(in_force(raw, now)) for _, raw in entries),
+    )
+    made = counters(maps["wag_counters"])["name_entry"]
+    yield CounterMetricFamily(
+        "waggle_names_evicted",
+        "Such addresses that were forgotten: those not used for longest make room.",
+        value=max(0, made - len(entries)),
+    )
+
+
 def _nat(maps: Mapping[str, Map], size: int) -> Iterator[Family]:
     zero = bytes(4)
     swept = Sweep.unpack(maps["wag_sweeps"].lookup(zero) or bytes(SWEEP_SIZE))
@@ -177,5 +196,9 @@ _COUNTER_HELP = {
     "packet_lb": "Flows translated per packet.",
     "udp_slot": "UDP sockets asked for one more Service than they remember: in pods it is served per packet.",
     "dsr": "Flows that another node sent here to be answered directly.",
+    "name_learned": "Addresses that DNS answers gave pods for names in their policies.",
+    "name_entry": "Those that the pod had not been told lately.",
+    "name_slot": "Names in policies that made room for another one of the same address.",
+    "name_unreadable": "DNS answers to pods with names in their policies that could not be read to their end.",
     "masquerade": "Flows of pods that left the cluster with the node's address.",
 }

@@ -1,4 +1,4 @@
-"""waggle policy list: the policies that this node knows."""
+"""waggle policy list, names: the policies that this node knows, and the names that its pods have asked for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,33 @@ def policy_list(
     """
     rows = [r for r in client.get(socket, "/policies") if namespace is None or r["namespace"] == namespace]
     show(output, rows, _print_policies)
+
+
+@app.command("names")
+def policy_names(
+    namespace: Annotated[str | None, typer.Option("-n", "--namespace", help="Only pods of this namespace.")] = None,
+    socket: Socket = DEFAULT_API_SOCKET,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Addresses that pods may reach because a DNS answer gave them for a name that their policies accept, and for how
+    long new connections may begin.
+    """
+    rows = [r for r in client.get(socket, "/policy-names") if namespace is None or r["namespace"] == namespace]
+    show(output, rows, _print_names)
+
+
+def _print_names(rows: list[dict[str, Any]]) -> None:
+    lines = [
+        (
+            f"{row['namespace']}/{row['pod']}" if row["namespace"] else row["pod"],
+            row["address"],
+            row["name"] + "…" * row["cut"],
+            row["pattern"],
+            f"{row['seconds']} s",
+        )
+        for row in rows
+    ]
+    print_table(("POD", "ADDRESS", "LAST NAME", "ACCEPTED AS", "FOR"), lines, "no names have been learned")
 
 
 def _print_policies(rows: list[dict[str, Any]]) -> None:

@@ -139,7 +139,8 @@ class PolicyWorld:
 
     `here`: the addresses of the pods of the node whose programs are meant, which judges no others; None: every pod is
     judged, as all nodes together do. `node` and `node_addresses` are that node's name and own addresses; those of
-    others are in their Node objects. `names`: what DNS answers that hold still said an address is called.
+    others are in their Node objects. `names`: what DNS answers that hold still said an address is called; `told`: the
+    same by the address of the pod that was told, and for that pod alone.
     """
 
     pods: Mapping[ObjectKey, Pod] = field(default_factory=dict)
@@ -151,6 +152,11 @@ class PolicyWorld:
     node: str = ""
     node_addresses: frozenset[str] = frozenset()
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    told: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+
+    def called(self, address: str, asker: str) -> list[str]:
+        """What an address is called as far as the pod with the address `asker` may know."""
+        return [*self.names.get(address, ()), *self.told.get(asker, {}).get(address, ())]
 
     @cached_property
     def pod_by_address(self) -> dict[str, Pod]:
@@ -440,7 +446,7 @@ def applies(world: PolicyWorld, rule: ClusterRule, traffic: Traffic) -> Action |
     if not is_understood(rule):
         return None if rule.action == Action.ACCEPT else Action.DENY
     address = traffic.source if isinstance(rule, ClusterIngressRule) else traffic.destination
-    if not any(cluster_peer_matches(world, peer, address) for peer in cluster_peers_of(rule)):
+    if not any(cluster_peer_matches(world, peer, address, traffic.source) for peer in cluster_peers_of(rule)):
         return None
     if rule.protocols and not any(protocol_matches(world, protocol, traffic) for protocol in rule.protocols):
         return None
@@ -473,15 +479,16 @@ def _protocol_is_understood(protocol: ClusterProtocol) -> bool:
     return all((port.number is None) != (port.range is None) for port in ports)
 
 
-def cluster_peer_matches(world: PolicyWorld, peer: ClusterPeer, address: str) -> bool:
-    """Whether an address is of a peer. Pods are peers by their labels, and by networks as every address is."""
+def cluster_peer_matches(world: PolicyWorld, peer: ClusterPeer, address: str, asker: str = "") -> bool:
+    """Whether an address is of a peer. Pods are peers by their labels, and by networks as every address is. `asker`:
+    address of the pod that asked for its name, if any did."""
     if peer.nodes is not None:
         nodes = [node for node in world.nodes.values() if selects(peer.nodes, node.metadata.labels or {})]
         return any(address in node_addresses(node) for node in nodes)
     if peer.networks is not None:
         return any(in_network(address, network) for network in peer.networks)
     if peer.domain_names is not None:
-        names = world.names.get(address, ())
+        names = world.called(address, asker)
         return any(name_matches(pattern, name) for pattern in peer.domain_names for name in names)
     pod = world.pod_by_address.get(address)
     return pod is not None and subject_has(world, ClusterSubject(peer.namespaces, peer.pods), pod)

@@ -125,7 +125,7 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
     selector = isolating[0].spec.pod_selector
     labels = {**selector.match_labels, **_lasting(pod.metadata.labels or {})}
     other = traffic.source if direction is INGRESS else traffic.destination
-    if direction is not INGRESS and world.names.get(other):
+    if direction is not INGRESS and world.called(other, traffic.source):
         return _allow_name(world, pod, other, traffic)
     peer = _peer(world, pod.metadata.namespace, other)
     ports = None
@@ -151,7 +151,7 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
 def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) -> tuple[Fix, PolicyWorld] | None:
     """Addresses behind names come and go, and only a ClusterNetworkPolicy can speak of names."""
     subject = ClusterSubject(pods=_pods_like(pod))
-    peer = ClusterPeer(domain_names=[world.names[address][0]])
+    peer = ClusterPeer(domain_names=[world.called(address, traffic.source)[0]])
     rule = ClusterEgressRule(action=Action.ACCEPT.value, to=[peer], protocols=_protocols(traffic))
     spec = ClusterNetworkPolicySpec(tier="Admin", priority=_NAME_PRIORITY, subject=subject, egress=[rule])
     policy = ClusterNetworkPolicy(ObjectMeta(name=f"{pod.metadata.namespace}-names"), spec)
@@ -255,10 +255,10 @@ def _with_rule(
         peer = ClusterPeer(pods=_pods_like(pod))
     elif direction is INGRESS:
         return None  # rules of ingress can name pods alone
-    elif world.names.get(address):
+    elif called := world.called(address, traffic.source):
         if action is not Action.ACCEPT:
             return None  # names are for Accept alone
-        peer = ClusterPeer(domain_names=[world.names[address][0]])
+        peer = ClusterPeer(domain_names=[called[0]])
     else:
         peer = ClusterPeer(networks=[_block(address)])
     protocols = _protocols(traffic)

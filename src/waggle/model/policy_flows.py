@@ -2,10 +2,10 @@
 
 A packet passes if a packet that policies allowed opened its flow, in either direction. One of TCP or SCTP that begins
 nothing, of a flow that the node does not know, is judged as its connection was opened, which the sockets of its ends
-tell: the node may have forgotten the flow, or a policy may have come after it. Where they tell nothing it passes if either
-direction is allowed. When objects change, flows are judged again as they were opened, or keep passing, as a setting says.
-One that may not go on is cut for both ends: what the end that was asked has still to say does not open it, only a packet
-that begins a connection does.
+tell: the node may have forgotten the flow, or a policy may have come after it. Where they tell nothing it passes if
+either direction is allowed. When objects change, flows are judged again as they were opened, or keep passing, as a
+setting says. One that may not go on is cut for both ends: what the end that was asked has still to say does not open
+it, only a packet that begins a connection does.
 
 `PolicyFlows.allows` says what must happen to a packet, `saw` remembers what did.
 """
@@ -38,11 +38,6 @@ class PolicyPacket(NamedTuple):
         return PolicyPacket(self.protocol, self.destination, self.source, False)
 
     @property
-    def connects(self) -> bool:
-        """Whether the packet itself says that a connection begins."""
-        return self.begins and self.protocol in _CONNECTIONS
-
-    @property
     def flow(self) -> tuple[str, frozenset[End]]:
         """The same for both directions."""
         return self.protocol, frozenset((self.source, self.destination))
@@ -51,8 +46,8 @@ class PolicyPacket(NamedTuple):
 @dataclass(slots=True)
 class PolicyFlows:
     """The flows that a node let through. `keep`: established flows outlive the policies that allowed them
-    (policy-established: keep); otherwise the verdict of each is that of now (cut). `sockets`: what opened the connection
-    of a packet, as far as its ends can tell."""
+    (policy-established: keep); otherwise the verdict of each is that of now (cut). `sockets`: what opened the
+    connection of a packet, as far as its ends can tell."""
 
     keep: bool = False
     sockets: Callable[[PolicyPacket], PolicyPacket | None] = lambda packet: None
@@ -62,13 +57,9 @@ class PolicyFlows:
         """Whether a packet must pass, `world` being as it is now."""
         if self.is_open(world, packet):
             return True
-        if self.is_known(packet) and not packet.connects:
+        if self.is_known(packet) and not (packet.begins and packet.protocol in _CONNECTIONS):
             return False
         return any(_allowed(world, one) for one in self._meant(packet))
-
-    def judged(self, packet: PolicyPacket) -> PolicyPacket:
-        """What a verdict over a packet is about: of a flow that is known, the packet that opened it."""
-        return packet if packet.connects else self._opened.get(packet.flow, packet)
 
     def _meant(self, packet: PolicyPacket) -> list[PolicyPacket]:
         """What may have opened the flow of a packet, were it not known."""
@@ -95,7 +86,9 @@ class PolicyFlows:
         about = inner.source.address == destination
         if canonical(source) in world.pod_by_address and (world.here is None or canonical(source) in world.here):
             about = about and inner.destination.address == source
-        return about and (self.allows(world, inner) or _allowed(world, inner.reversed()))
+        if not about or self.is_known(inner):
+            return about and self.is_open(world, inner)
+        return _allowed(world, inner) or _allowed(world, inner.reversed())
 
     def saw(self, world: PolicyWorld, packet: PolicyPacket) -> bool:
         """Says whether a packet must pass, and remembers its flow if so."""
@@ -112,6 +105,12 @@ class PolicyFlows:
         """Whether the flow of a packet is remembered, and may go on."""
         opener = self._opened.get(packet.flow)
         return opener is not None and (self.keep or _allowed(world, opener))
+
+    def judged(self, world: PolicyWorld, packet: PolicyPacket) -> PolicyPacket:
+        """The packet whose verdict counts: of a flow that is cut it is the one that opened it."""
+        opener = self._opened.get(packet.flow)
+        begins = packet.protocol in _CONNECTIONS and packet.begins
+        return packet if opener is None or begins or self.is_open(world, packet) else opener
 
     def forget(self, packet: PolicyPacket) -> None:
         """The flow of a packet is evicted, or over."""

@@ -172,20 +172,20 @@ def _cluster_words(world: PolicyWorld, rule: ClusterRule, traffic: Traffic) -> s
         return "a part of it is not known here: it accepts nothing"
     address = traffic.source if type(rule).__name__ == "ClusterIngressRule" else traffic.destination
     words = []
-    if not any(cluster_peer_matches(world, peer, address) for peer in cluster_peers_of(rule)):
-        words.append(_or(_cluster_peer_words(world, peer, address) for peer in cluster_peers_of(rule)))
+    if not any(cluster_peer_matches(world, peer, address, traffic.source) for peer in cluster_peers_of(rule)):
+        words.append(_or(_cluster_peer_words(world, peer, address, traffic) for peer in cluster_peers_of(rule)))
     if rule.protocols and not any(protocol_matches(world, protocol, traffic) for protocol in rule.protocols):
         words.append(ports_words(world, rule_ports(rule) or (), traffic))
     return "; ".join(words)
 
 
-def _cluster_peer_words(world: PolicyWorld, peer: ClusterPeer, address: str) -> str:
+def _cluster_peer_words(world: PolicyWorld, peer: ClusterPeer, address: str, traffic: Traffic) -> str:
     if peer.networks is not None:
         return f"{address} is not in {', '.join(peer.networks)}"
     if peer.nodes is not None:
         return f"{address} is of no such node"
     if peer.domain_names is not None:
-        names = ", ".join(world.names.get(address, ()))
+        names = ", ".join(world.called(address, traffic.source))
         said = f"is called {names}, not" if names else "is not known as"
         return f"{address} {said} {', '.join(peer.domain_names)}"
     pod = world.pod_by_address.get(address)

@@ -174,7 +174,9 @@ def party(situation: Situation, text: str, *, is_source: bool) -> Party:
     if found:
         return found
     if "." in text and not is_source and "/" not in text:
-        known = {family_of(a): a for a, names in situation.world.names.items() if text.rstrip(".") in _plain(names)}
+        world = situation.world
+        called = [*world.names.items(), *(one for told in world.told.values() for one in told.items())]
+        known = {family_of(a): a for a, names in called if text.rstrip(".") in _plain(names)}
         return Party(text, "name", known or {Family.IPV4: UNRESOLVED}, name=text)
     return _nobody(text, "pod, Service, node or address" if not is_source else "pod, node or address")
 

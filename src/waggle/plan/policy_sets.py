@@ -126,7 +126,8 @@ class PolicySet:
         return found
 
     def name_answer(self, name: NameTerm, *, strict: bool = False) -> Steps:
-        """What having a name adds: where it allows, and the places of the rules that do. `strict`: audited ones too."""
+        """What having a name adds: where it allows, and the places of the rules that do. `strict`: audited ones too. Of
+        named ports, which an apiserver refuses beside domain names, nothing matches."""
         places = [place for place in self._by_term[name] if strict or not self.rules[place].audited]
         decided = []
         for start, (admin, _, baseline) in self._winners(places, held=frozenset((name,))):

@@ -245,6 +245,7 @@ class Datapath:
             "wag_nat": self.nat_size,
             "wag_nat_young": young_flows(self.nat_size),
             "wag_conns": self.config.max_policy_flows,
+            "wag_names": self.config.max_policy_names,
         }
 
     def load_health(self) -> dict[str, Map]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from waggle.abi._generated import Name, NameKey, PatternKey
 from waggle.abi.address import unpack_address
-from waggle.kernel.maps import Map
 
 MOST_LETTERS = 253  # of a name without the dot at its end
 _SHOWN = 64  # letters of a name that the programs keep
@@ -33,9 +32,9 @@ def pack_pattern(pattern: str) -> bytes | None:
     return PatternKey(int(exact), text[::-1].encode()).pack()
 
 
-def learned(table: Map, now: float) -> Iterator[Learned]:
-    """What wag_names holds that is in force at `now` (CLOCK_MONOTONIC)."""
-    for key, raw in table.dump():
+def learned(entries: Iterable[tuple[bytes, bytes]], now: float) -> Iterator[Learned]:
+    """What of wag_names is in force at `now` (CLOCK_MONOTONIC)."""
+    for key, raw in entries:
         asked, patterns = NameKey.unpack(key), in_force(raw, now)
         if patterns:
             text = Name.unpack(raw).text.rstrip(b"\0").decode("ascii", "replace")
