@@ -9,6 +9,7 @@
 #include "waggle/learn.h"
 #include "waggle/nat.h"
 #include "waggle/netns.h"
+#include "waggle/node_policy.h"
 #include "waggle/policy.h"
 #include "waggle/policy_assign.h"
 #include "waggle/service.h"

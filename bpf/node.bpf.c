@@ -2,8 +2,10 @@
 /*
  * The two programs on an uplink. wag_node_ingress delivers to local pods, serves NodePorts (with SNAT when the backend
  * is elsewhere) and turns back replies. wag_node_egress turns back replies that the node's own processes give as
- * backends, and translates what they send to Services and no socket hook has seen.
+ * backends, and translates what they send to Services and no socket hook has seen. Both ask the node's policies about what
+ * is its own.
  */
+#define WAG_OWN
 #include <linux/bpf.h>
 #include "waggle/dsr.h"
 #include "waggle/echo.h"
@@ -11,8 +13,15 @@
 #include "waggle/icmp.h"
 #include "waggle/masquerade.h"
 #include "waggle/nat.h"
+#include "waggle/own.h"
 #include "waggle/reject.h"
 #include "waggle/translate.h"
+
+/* No pod and no Service has it. */
+WAG_INLINE enum wag_verdict wag_to_node(wag_ctx *ctx, struct wag_packet *packet, const struct wag_endpoint *to)
+{
+	return wag_is_own_end(&packet->tuple.dst, to) ? wag_own_admits(ctx, packet) : wag_beside_frontends(ctx, packet);
+}
 
 WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packet)
 {
@@ -50,7 +59,7 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 		return wag_to_pod(ctx, packet, &packet->tuple, to);
 	}
 	if (!packet->has_ports)
-		return to ? WAG_PASS : wag_beside_frontends(ctx, packet);
+		return wag_to_node(ctx, packet, to);
 	service = wag_frontend_find(&packet->tuple.dst, packet->tuple.dport, packet->tuple.proto, to);
 	if (service) {
 		service = wag_service_external(service, &packet->tuple.dst, packet->tuple.dport, packet->tuple.proto);
@@ -60,7 +69,7 @@ WAG_INLINE enum wag_verdict wag_from_wire(wag_ctx *ctx, struct wag_packet *packe
 	verdict = (to ? to->nat_used : wag_is_established(packet)) ? wag_nat_pass(ctx, packet) : WAG_NEXT;
 	if (verdict != WAG_NEXT)
 		return verdict;
-	return to ? WAG_PASS : wag_beside_frontends(ctx, packet);
+	return wag_to_node(ctx, packet, to);
 }
 
 SEC("tc")
@@ -101,7 +110,7 @@ int wag_node_egress(struct __sk_buff *skb)
 {
 	struct wag_packet packet = {};
 	struct wag_endpoint *from;
-	enum wag_verdict verdict = WAG_PASS;
+	enum wag_verdict verdict = WAG_NEXT;
 
 	if (wag_parse(skb, &packet, WAG_HOOK_NODE_EGRESS) == WAG_PARSE_OK) {
 		from = wag_endpoint_find(&packet.tuple.src);
@@ -112,6 +121,9 @@ int wag_node_egress(struct __sk_buff *skb)
 			if (verdict == WAG_REJECT)
 				return wag_reject(skb, &packet);
 		}
+		if (verdict == WAG_NEXT && !wag_is_marked(skb) && wag_is_own_end(&packet.tuple.src, from) &&
+		    (!wag_addr_stays_on_link(&packet.tuple.dst) || wag_addr_is_link_local6(&packet.tuple.dst)))
+			verdict = wag_own_admits(skb, &packet);
 	}
 	return wag_finish(skb, &packet, verdict);
 }

@@ -248,7 +248,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Complaint:
-    """An error about the n-th flow, or about one that is made up; of what its receiver sent, or of what it got."""
+    """An error about the n-th flow, or about one that is made up; of what its receiver sent, or of what it got. By
+    whom; "": by the one that the packet was for."""
 
     source: str
     flow: int
@@ -331,7 +332,7 @@ def step(choose: Choices) -> Step | None:
             flow, back = choose.number(255), choose.often(False, True, 3)
             made_up = packet if choose.often(False, True, 2) else None
             other = choose.often("", choose.of(*ENDS)[v], 5)
-            return Complaint(choose.of(*ENDS)[v], flow, made_up, back, other)
+            return Complaint(choose.of("", "", choose.of(*ENDS)[v]), flow, made_up, back, other)
         case 17:
             return Evict(choose.number(255))
         case 18 | 19 | 20 | 21 | 22:

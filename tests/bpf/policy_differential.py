@@ -71,6 +71,7 @@ def run_step(comparison: PolicyComparison, step: Step) -> None:
             inner = made_up or (known[flow % len(known)] if known else None)
             if inner is not None and inner.protocol in ("TCP", "UDP", "SCTP"):
                 inner = inner.reversed()._replace(begins=True) if back else inner
+                source = source or inner.destination.address
                 same = {":" in end for end in (source, inner.source.address, destination or source)}
                 if len(same) == 1:
                     comparison.complain(source, inner, destination)

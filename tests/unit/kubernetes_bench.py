@@ -38,7 +38,7 @@ class Bench:
     def __init__(self, api: StandInApi, store: Store, source: KubernetesSource) -> None:
         self.api, self.store, self.source = api, store, source
         self.nodes, self.services, self.slices = source.informers[:3]
-        self.service_cidrs, self.policies, self.cluster_policies = source.informers[3:]
+        self.service_cidrs, self.policies, self.cluster_policies, self.node_policies = source.informers[3:]
 
     def key(self, name: str) -> ObjectKey:
         return ObjectKey("default", name)

@@ -22,10 +22,11 @@ SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 NETWORK_POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTER_NETWORK_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+NODE_POLICIES = "/apis/waggle.io/v1alpha1/nodepolicies"
 NAMESPACES = "/api/v1/namespaces"
 PODS = "/api/v1/pods"
 #: What is followed while there is no policy.
-ALWAYS = (NODES, SERVICES, SLICES, SERVICE_CIDRS, NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES)
+ALWAYS = (NODES, SERVICES, SLICES, SERVICE_CIDRS, NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES, NODE_POLICIES)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -376,6 +377,13 @@ def cluster_network_policy(name: str, priority: int = 10, network: str = "10.0.0
             "subject": {"namespaces": {}},
             "egress": [{"action": "Deny", "to": [{"networks": [network]}]}],
         },
+    }
+
+
+def node_policy(name: str, network: str = "10.0.0.0/8") -> dict:
+    return {
+        "metadata": {"name": name, "uid": f"uid-{name}"},
+        "spec": {"policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": network}}]}]},
     }
 
 

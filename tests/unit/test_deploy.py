@@ -17,7 +17,8 @@ from standin_apiserver import NETWORK_POLICIES, StandInApi, network_policy, unti
 from waggle.config import _coerce, load_config
 from waggle.kernel.capabilities import NEEDED
 from waggle.model.objects import KINDS
-from waggle.sources.kubernetes import CLUSTER_NETWORK_POLICIES, RESOURCES, KubernetesSource
+from waggle.sources.informer import Resource
+from waggle.sources.kubernetes import CLUSTER_NETWORK_POLICIES, NODE_POLICIES, RESOURCES, KubernetesSource
 from waggle.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,13 +48,17 @@ def test_the_chart_makes_the_plain_manifests(generator: ModuleType) -> None:
     assert rendered(generator) == list(yaml.safe_load_all(PLAIN.read_text()))
 
 
-def test_the_crd_is_shipped_with_both_and_is_what_the_agent_watches() -> None:
-    [crd] = yaml.safe_load_all((ROOT / "deploy/kubernetes/clusternetworkpolicies.yaml").read_text())
-    assert crd == yaml.safe_load((CHART / "crds/clusternetworkpolicies.yaml").read_text())
+@pytest.mark.parametrize(
+    ("file", "watched"),
+    [("clusternetworkpolicies.yaml", CLUSTER_NETWORK_POLICIES), ("nodepolicies.yaml", NODE_POLICIES)],
+)
+def test_crds_are_shipped_with_both_and_are_what_the_agent_watches(file: str, watched: Resource[Any]) -> None:
+    [crd] = yaml.safe_load_all((ROOT / "deploy/kubernetes" / file).read_text())
+    assert crd == yaml.safe_load((CHART / "crds" / file).read_text())
     spec = crd["spec"]
     assert crd["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
     [version] = [one["name"] for one in spec["versions"] if one["served"]]
-    assert CLUSTER_NETWORK_POLICIES.path == f"/apis/{spec['group']}/{version}/{spec['names']['plural']}"
+    assert watched.path == f"/apis/{spec['group']}/{version}/{spec['names']['plural']}"
     assert KINDS[spec["names"]["kind"]][0] == f"{spec['group']}/{version}"
 
 

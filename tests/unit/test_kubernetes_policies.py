@@ -16,6 +16,7 @@ from standin_apiserver import (
     CLUSTER_NETWORK_POLICIES,
     NAMESPACES,
     NETWORK_POLICIES,
+    NODE_POLICIES,
     PODS,
     StandInApi,
     answers,
@@ -23,6 +24,7 @@ from standin_apiserver import (
     namespace,
     network_policy,
     node,
+    node_policy,
     pod,
     service,
     status,
@@ -61,8 +63,9 @@ async def test_without_policies_nobody_asks_for_pods(api: StandInApi, kubeconfig
     [
         (NETWORK_POLICIES, network_policy("deny")),
         (CLUSTER_NETWORK_POLICIES, cluster_network_policy("deny")),
+        (NODE_POLICIES, node_policy("deny")),
     ],
-    ids=["NetworkPolicy", "ClusterNetworkPolicy"],
+    ids=["NetworkPolicy", "ClusterNetworkPolicy", "NodePolicy"],
 )
 async def test_the_first_policy_brings_pods_and_namespaces(
     api: StandInApi, kubeconfig: Path, path: str, policy: dict

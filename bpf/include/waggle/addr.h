@@ -54,6 +54,12 @@ WAG_INLINE bool wag_addr_stays_on_link(const struct wag_addr *addr)
 	return addr->bytes[0] == 0xff || (addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80);
 }
 
+/* fe80::/10: between two ends of one link. */
+WAG_INLINE bool wag_addr_is_link_local6(const struct wag_addr *addr)
+{
+	return addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80;
+}
+
 /* 0.0.0.0 or ::. */
 WAG_INLINE bool wag_addr_is_any(const struct wag_addr *addr)
 {

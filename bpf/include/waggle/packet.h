@@ -55,6 +55,8 @@ struct wag_packet {
 	__u8 admitted;   /* by the policies of both ends */
 	__u8 answers;    /* a DNS answer, for a pod whose policies accept names; more in wag_policy_work */
 	__u8 audit;      /* it would not have been, were the audited policies enforced: bits of enum wag_direction */
+	__u8 own;        /* the node's own: its policies are asked, and no pod's */
+	__u8 trial;      /* those that are on trial */
 	__u8 hook;      /* enum wag_hook */
 	__u8 reason;    /* enum wag_reason, when the verdict is WAG_DROP or WAG_REJECT */
 	__u8 answer;    /* enum wag_answer, when the verdict is WAG_REJECT */

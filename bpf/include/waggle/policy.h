@@ -20,6 +20,7 @@
 #include "event.h"
 #include "names.h"
 #include "nat_table.h"
+#include "node_policy.h"
 #include "packet.h"
 
 /* Sets that stand for something else than policies. */
@@ -34,6 +35,7 @@
 enum wag_policy_flag {
 	WAG_POLICY_ALLOW = 1,
 	WAG_POLICY_AUDIT = 2, /* allowed; it would not be, were the audited policies enforced */
+	WAG_POLICY_LOST = 8,  /* in no step: the tables know nothing of the set */
 };
 
 struct wag_class_range_key {
@@ -311,10 +313,10 @@ static __noinline int wag_policy_ask(struct wag_packet *packet, __u64 set, __u64
 		run = bpf_map_lookup_elem(&wag_policy, &key);
 	}
 	if (!run || !run->count)
-		return 0;
+		return WAG_POLICY_LOST;
 	step = wag_policy_find(run, place);
 	if (!step)
-		return 0;
+		return WAG_POLICY_LOST;
 	packet->rule = step->rule;
 	if (set & WAG_POLICY_NAMED && step->verdict != WAG_POLICY_ALLOW)
 		return wag_names_ask(set, step, place);
@@ -366,7 +368,11 @@ static __noinline int wag_report_audit(struct wag_packet *packet, __u32 directio
 	event->proto = packet->tuple.proto;
 	event->hook = packet->hook;
 	event->verdict = WAG_OUTCOME_AUDIT;
-	event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_POLICY_EGRESS : WAG_REASON_POLICY_INGRESS;
+	if (packet->own)
+		event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_NODE_POLICY_EGRESS :
+								    WAG_REASON_NODE_POLICY_INGRESS;
+	else
+		event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_POLICY_EGRESS : WAG_REASON_POLICY_INGRESS;
 	event->direction = direction;
 	event->policy = work->audit_policy[index];
 	event->rule = work->audit_rule[index];
@@ -383,6 +389,46 @@ WAG_INLINE void wag_policy_audits(struct wag_packet *packet)
 	if (packet->audit & WAG_DIRECTION_INGRESS)
 		wag_report_audit(packet, WAG_DIRECTION_INGRESS);
 }
+
+#ifdef WAG_OWN
+
+/* The end of the node's own packet that the node is. */
+WAG_INLINE const struct wag_addr *wag_own_end(const struct wag_packet *packet)
+{
+	return packet->hook == WAG_HOOK_NODE_INGRESS ? &packet->tuple.dst : &packet->tuple.src;
+}
+
+/*
+ * As wag_policy_judge, of the node's own traffic. Where the tables know nothing of its set, it passes: who could put them right
+ * may have no other way to this node.
+ */
+WAG_INLINE int wag_own_judge(struct wag_packet *packet, struct wag_tuple *flow)
+{
+	struct wag_node_policy *own = wag_node_policy_find();
+	const struct wag_addr *peer;
+	bool comes;
+	int verdict;
+	__u64 set;
+
+	if (!own)
+		return WAG_REASON_NONE;
+	comes = wag_addr_equal(&flow->dst, wag_own_end(packet));
+	peer = comes ? &flow->src : &flow->dst;
+	if (packet->trial)
+		set = comes ? own->trial_ingress : own->trial_egress;
+	else
+		set = comes ? own->ingress : own->egress;
+	if (!set)
+		return WAG_REASON_NONE;
+	verdict = wag_policy_ask(packet, set, wag_class_of(peer, 0), wag_policy_place(flow->proto, flow->dport));
+	if (!(verdict & (WAG_POLICY_ALLOW | WAG_POLICY_LOST)))
+		return comes ? WAG_REASON_NODE_POLICY_INGRESS : WAG_REASON_NODE_POLICY_EGRESS;
+	if (verdict & WAG_POLICY_AUDIT)
+		wag_policy_note(packet, comes ? WAG_DIRECTION_INGRESS : WAG_DIRECTION_EGRESS);
+	return WAG_REASON_NONE;
+}
+
+#endif
 
 /*
  * Does the set of work->query accept names of a pattern before anything else was decided? As wag_policy_find, with its
@@ -461,6 +507,10 @@ __noinline int wag_policy_judge(struct wag_packet *packet, struct wag_tuple *flo
 
 	if (!packet || !flow)
 		return WAG_REASON_POLICY_EGRESS;
+#ifdef WAG_OWN
+	if (packet->own)
+		return wag_own_judge(packet, flow);
+#endif
 	place = wag_policy_place(flow->proto, flow->dport);
 	from = wag_endpoint_find(&flow->src);
 	to = wag_endpoint_find(&flow->dst);
@@ -547,6 +597,16 @@ WAG_INLINE void wag_conn_review(struct wag_packet *packet, struct wag_tuple *key
 
 #define WAG_CONN_COARSE_NS 1000000000ULL
 
+/* What flows are judged by. The end of a trial is a change that nobody needs to write. */
+WAG_INLINE __u32 wag_policy_revision(const struct wag_packet *packet, const struct wag_policy_state *state)
+{
+#ifdef WAG_OWN
+	if (packet->own && packet->trial)
+		return state->revision ^ (1U << 31);
+#endif
+	return state->revision;
+}
+
 /* The flow, if it is known; judged by the policies of now. */
 static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_tuple *key)
 {
@@ -560,8 +620,8 @@ static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, stru
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
 	if (!conn || !state || !wag_conn_lives(conn, key->proto, bpf_ktime_get_ns()))
 		return NULL;
-	if (conn->revision != state->revision) {
-		__u32 revision = state->revision;
+	if (conn->revision != wag_policy_revision(packet, state)) {
+		__u32 revision = wag_policy_revision(packet, state);
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
@@ -602,27 +662,43 @@ enum wag_opener {
 	WAG_OPENER_OTHER = 2,
 };
 
-/*
- * Who opened a connection that is not known, of which this is a packet? The sockets of a pod here tell: one that listens at
- * this port has been asked, and one that is connected where nobody listens has asked. `to`: room for a tuple.
- */
-WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_tuple *flow, struct wag_tuple *to)
+/* Whose sockets are at the end `addr`? A pod's here, with its own namespace; WAG_NETNS_ID_UNKNOWN: nobody's that can be asked. */
+WAG_INLINE int wag_policy_netns(const struct wag_packet *packet, const struct wag_addr *addr)
 {
-	struct wag_endpoint *local = wag_endpoint_find(&flow->src);
-	bool sends = wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE;
+	struct wag_endpoint *local;
+
+#ifdef WAG_OWN
+	if (packet->own)
+		return wag_addr_equal(addr, wag_own_end(packet)) ? WAG_NETNS_ID_NODE : WAG_NETNS_ID_UNKNOWN;
+#endif
+	local = wag_endpoint_find(addr);
+	return wag_endpoint_is(local, WAG_ENDPOINT_POD) && local->netns > WAG_NETNS_ID_NODE ? local->netns :
+											      WAG_NETNS_ID_UNKNOWN;
+}
+
+/*
+ * Who opened a connection that is not known, of which this is a packet? The sockets of a pod here tell, or the node's where it
+ * is its own: one that listens at this port has been asked, and one that is connected where nobody listens has asked. `to`:
+ * room for a tuple.
+ */
+WAG_INLINE enum wag_opener wag_policy_opener(wag_ctx *ctx, const struct wag_packet *packet, const struct wag_tuple *flow,
+					     struct wag_tuple *to)
+{
+	int netns = wag_policy_netns(packet, &flow->src);
+	bool sends = netns != WAG_NETNS_ID_UNKNOWN;
 
 	*to = *flow;
 	if (sends)
 		wag_tuple_reverse(to, flow);
 	else
-		local = wag_endpoint_find(&flow->dst);
-	if (!wag_endpoint_is(local, WAG_ENDPOINT_POD) || local->netns <= WAG_NETNS_ID_NODE)
+		netns = wag_policy_netns(packet, &flow->dst);
+	if (netns == WAG_NETNS_ID_UNKNOWN)
 		return WAG_OPENER_UNKNOWN;
 	to->sport = 0; /* nobody is connected to that */
-	if (wag_socket_takes(ctx, to, local->netns, 0))
+	if (wag_socket_takes(ctx, to, netns, 0))
 		return sends ? WAG_OPENER_OTHER : WAG_OPENER_SENDER;
 	to->sport = sends ? flow->dport : flow->sport;
-	if (wag_socket_takes(ctx, to, local->netns, 1))
+	if (wag_socket_takes(ctx, to, netns, 1))
 		return sends ? WAG_OPENER_SENDER : WAG_OPENER_OTHER;
 	return WAG_OPENER_UNKNOWN;
 }
@@ -640,11 +716,11 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 	if (!packet || !work)
 		return WAG_REASON_POLICY_EGRESS;
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	work->conn.revision = state ? state->revision : 0;
+	work->conn.revision = state ? wag_policy_revision(packet, state) : 0;
 	barrier();
 	work->pattern = 0;
 	if (wag_is_established(packet))
-		opener = wag_policy_opener(ctx, &work->flow, &work->back);
+		opener = wag_policy_opener(ctx, packet, &work->flow, &work->back);
 	wag_tuple_reverse(&work->back, &work->flow);
 	if (opener == WAG_OPENER_OTHER) {
 		reason = wag_policy_judge(packet, &work->back);

@@ -39,9 +39,16 @@ WAG_INLINE struct wag_event *wag_packet_event(wag_ctx *ctx, const struct wag_pac
 /* Whose policies refuse the packet? */
 WAG_INLINE enum wag_direction wag_reason_direction(enum wag_reason reason)
 {
-	if (reason == WAG_REASON_POLICY_EGRESS)
+	switch (reason) {
+	case WAG_REASON_POLICY_INGRESS:
+	case WAG_REASON_NODE_POLICY_INGRESS:
+		return WAG_DIRECTION_INGRESS;
+	case WAG_REASON_POLICY_EGRESS:
+	case WAG_REASON_NODE_POLICY_EGRESS:
 		return WAG_DIRECTION_EGRESS;
-	return reason == WAG_REASON_POLICY_INGRESS ? WAG_DIRECTION_INGRESS : WAG_DIRECTION_NONE;
+	default:
+		return WAG_DIRECTION_NONE;
+	}
 }
 
 static __noinline int wag_report_drop(wag_ctx *ctx, struct wag_packet *packet, enum wag_outcome outcome)

@@ -39,6 +39,8 @@ enum wag_reason {
 	WAG_REASON_POLICY_EGRESS = 17,  /* policies of the pod that sends it do not let it out */
 	WAG_REASON_POLICY_PENDING = 18, /* which policies the pod has is not known yet */
 	WAG_REASON_SPOOFED = 19, /* a pod sends it with an address that is not its own */
+	WAG_REASON_NODE_POLICY_INGRESS = 20, /* policies of the node do not let it in */
+	WAG_REASON_NODE_POLICY_EGRESS = 21,  /* policies of the node do not let it out */
 	WAG_REASON_MAX = 32,
 };
 

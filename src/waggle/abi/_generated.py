@@ -108,6 +108,8 @@ class Reason(IntEnum):
     POLICY_EGRESS = 17
     POLICY_PENDING = 18
     SPOOFED = 19
+    NODE_POLICY_INGRESS = 20
+    NODE_POLICY_EGRESS = 21
     MAX = 32
 
 
@@ -182,6 +184,7 @@ class PolicyFlag(IntFlag):
 
     ALLOW = 1
     AUDIT = 2
+    LOST = 8
 
 
 class PolicyProtocol(IntEnum):
@@ -884,6 +887,40 @@ class NatCount(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> NatCount:
         return cls.of(*_NAT_COUNT.unpack(raw))
+
+
+NODE_POLICY_SIZE = 40
+_NODE_POLICY = Struct("=QQQQQ")
+
+
+class NodePolicy(NamedTuple):
+    """struct wag_node_policy: 40 bytes."""
+
+    ingress: int
+    egress: int
+    trial_ingress: int
+    trial_egress: int
+    trial_until_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ingress,
+            self.egress,
+            self.trial_ingress,
+            self.trial_egress,
+            self.trial_until_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _NODE_POLICY.pack(self.ingress, self.egress, self.trial_ingress, self.trial_egress, self.trial_until_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> NodePolicy:
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NodePolicy:
+        return cls.of(*_NODE_POLICY.unpack(raw))
 
 
 CLASS_RANGE_KEY_SIZE = 20
@@ -1760,6 +1797,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_nat_counts": (U32, NatCount),
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
+    "wag_node_policy": (U32, NodePolicy),
     "wag_overdue": (U32, U64),
     "wag_patterns": (PatternKey, U32),
     "wag_policy": (PolicyKey, PolicyRun),

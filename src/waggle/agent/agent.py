@@ -29,6 +29,8 @@ from waggle.agent.doctor import Doctor
 from waggle.agent.flows import Flows
 from waggle.agent.health import HealthSupervisor
 from waggle.agent.network import NodeNetwork
+from waggle.agent.node_essentials import NodeEssentials
+from waggle.agent.node_policies import NodePolicies
 from waggle.agent.pods import PodPrograms
 from waggle.agent.policies import Policies
 from waggle.agent.ports import PortGuard
@@ -168,12 +170,17 @@ class Agent:
         )
         self.pods = PodPrograms(self.datapath, self.names, lambda: self.cni.pods(), self.pods_changed)
         self.network = NodeNetwork(config, self.datapath, sysctls, self.pods, self.proxy)
+        essentials = NodeEssentials(config, self.store, lambda: self.network.node.every, lambda: self.health.numbers)
+        self.node_policies = NodePolicies(
+            self.store, config.node_name, config.state_dir, essentials.find, self._dirty.set
+        )
         self.policies = Policies(
             self.store,
             self.datapath,
             lambda: self.policies_synced,
             lambda: self.cni.pods(),
             lambda: self.network.node.every | set(config.dns_addresses),
+            self.node_policies,
             retry=self._dirty.set,
             node=config.node_name,
             keep=config.policy_established == "keep",
@@ -851,7 +858,7 @@ class Agent:
             "counts": {
                 "services": len(self.store.services),
                 "endpointSlices": len(self.store.slices),
-                "policies": len(self.store.policies) + len(self.store.cluster_policies),
+                "policies": len(self.store.policies) + len(self.store.cluster_policies) + len(self.store.node_policies),
                 "pods": len(self.cni.pods()),
                 "nodes": len(self.store.nodes),
                 "frontends": self.tables.frontend_count,

@@ -20,9 +20,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from waggle.agent.agent import Agent
+from waggle.agent.node_policies import Confirmation
+from waggle.agent.ssh_sessions import session_of
 from waggle.agent.telemetry import DatapathCollector
 from waggle.config import DEFAULT_SOCKET, split_host_port
-from waggle.errors import ConfigError, NotReady
+from waggle.errors import ApiError, ConfigError, NotReady, WaggleError
 from waggle.model.objects import ObjectKey
 from waggle.model.policy import Side, Traffic
 from waggle.model.service import Family
@@ -76,6 +78,8 @@ class Api:
                 web.get("/services", self._services),
                 web.get("/endpoints", self._endpoints),
                 web.get("/policies", self._policies),
+                web.get("/node-policies", self._node_policies),
+                web.post("/node-policies/{what}", self._change_node_policies),
                 web.get("/policy-names", self._policy_names),
                 web.get("/why", self._why),
                 web.get("/events", self._events),
@@ -296,6 +300,33 @@ class Api:
             return web.Response(status=404, text=text)
         return _json(found)
 
+    async def _node_policies(self, _request: web.Request) -> web.Response:
+        """NodePolicies that are about this node, and what is on trial."""
+        agent = self._agent
+        rows = agent.node_policies.rows(lambda key: agent.place_of("NodePolicy", key))
+        return _json({"policies": rows, **agent.node_policies.status()})
+
+    async def _change_node_policies(self, request: web.Request) -> web.Response:
+        """Confirms, reverts or retries what is on trial; `name` may be there several times."""
+        node, names = self._agent.node_policies, request.query.getall("name", [])
+        try:
+            match request.match_info["what"]:
+                case "confirm":
+                    session = await asyncio.to_thread(session_of, _peer_pid(request))
+                    by = Confirmation(session, request.query.get("local") == "1", request.query.get("force") == "1")
+                    return _json(await node.confirm(names, by))
+                case "revert":
+                    return _json(await node.revert(names))
+                case "retry":
+                    return _json(await node.retry())
+        except NotReady as error:
+            return web.Response(status=503, text=str(error))
+        except ApiError as error:
+            return web.Response(status=error.status or 500, text=str(error))
+        except WaggleError as error:
+            return web.Response(status=500, text=str(error))
+        return web.Response(status=404, text="confirm, revert or retry")
+
     async def _takeover(self, _request: web.Request) -> web.Response:
         """Takes over established flows of another proxy. 503 before the first sync."""
         if not self._agent.synced:
@@ -385,6 +416,15 @@ async def _only_root_changes(
         if peer is None or struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != 0:
             return web.Response(status=403, text="only root may do this")
     return await handler(request)
+
+
+def _peer_pid(request: web.Request) -> int:
+    """The process at the other end of the unix socket; 0 where it cannot be seen from here."""
+    peer = request.transport.get_extra_info("socket") if request.transport else None
+    if peer is None:
+        return 0
+    pid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
 
 
 def _bind_unix(path: Path, group: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Policies of this node's pods: from what is known to what the programs look up.
+"""Policies of this node's pods, and of itself: from what is known to what the programs look up.
 
 Fails closed: a pod that nobody has told of yet has no policies that could be in force, and gets nothing, unless there
 are no policies at all. What is in force stays so while not everything is known that policies are about.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from waggle.abi.address import pack_address, unpack_address
+from waggle.agent.node_policies import NodePolicies
 from waggle.errors import WaggleError
 from waggle.model.interface import PodInterface
 from waggle.model.objects import ObjectKey, Pod
@@ -70,7 +71,7 @@ class _Due:
 
 class Policies:
     """`known`: whether everything is known that policies are about; `pods`: the interfaces there are; `own`: addresses
-    of this node itself; `retry` is called where something failed that may work later."""
+    of this node itself; `own_policies`: NodePolicies; `retry` is called where something failed that may work later."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Policies:
         known: Callable[[], bool],
         pods: Callable[[], Iterable[PodInterface]],
         own: Callable[[], Iterable[str]],
+        own_policies: NodePolicies,
         *,
         retry: Callable[[], None],
         node: str,
@@ -89,6 +91,7 @@ class Policies:
         self._known = known
         self._pods = pods
         self._own = own
+        self._own_policies = own_policies
         self._retry = retry
         self._node = node
         self._keep = keep
@@ -109,6 +112,7 @@ class Policies:
 
     def start(self) -> None:
         """Takes over what is in force. Blocking."""
+        self._own_policies.load()
         self._datapath.load_policy_assignment()
         self._found = self._datapath.policies_in_force()
         if self._datapath.knew_no_policies:  # an earlier version's pods have none
@@ -137,14 +141,26 @@ class Policies:
             if self.failed != str(error):
                 log.error("policies cannot be brought into force, trying again: %s", error, exc_info=not known)
             self.failed = str(error) if known else f"{type(error).__name__}: {error}"
-            self._behind = True
+            self._begin_again()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
         else:
             self.failed = ""
 
+    def _begin_again(self) -> None:
+        """A planner that failed in the middle may be half changed: the next one is told everything."""
+        store = self._store
+        self.planner, self._here, self._behind = PolicyPlanner(), {}, True
+        self._due = _Due(
+            set(store.policies),
+            set(store.cluster_policies),
+            set(store.namespaces),
+            set(store.nodes),
+            set(store.pods),
+        )
+
     async def _follow(self) -> None:
         if not self._known():
-            if self._open and self._store.has_policies:
+            if self._open and self._store.has_pod_policies:
                 self._open = False  # pods that come from now on have to wait
                 self._found = dict.fromkeys(self._datapath.policies_in_force(), (OPEN, OPEN))
             return
@@ -152,7 +168,7 @@ class Policies:
         await self._tell()
         deltas = await asyncio.to_thread(self.planner.plan) if many else self.planner.plan()
         planned = {pack_address(text): sets for text, sets in self.planner.tables.pods.items()}
-        is_open = not self._store.has_policies
+        is_open = not self._store.has_pod_policies
         if not deltas and not self._behind and is_open == self._open and planned.keys() == self._sets.keys():
             return
         self._sets, self._open, self._found = planned, is_open, {}
@@ -170,6 +186,7 @@ class Policies:
         due, self._due = self._due, _Due()
         planner, store = self.planner, self._store
         planner.set_own_addresses(self._own())
+        planner.set_node_plan(await self._own_policies.plan())
         self._attach()
         for key in due.namespaces:
             planner.set_namespace(key.name, store.namespaces.get(key))
@@ -203,14 +220,15 @@ class Policies:
 
     def problems(self) -> list[Problem]:
         """Pods that get nothing because nobody knows what they may."""
+        own = self._own_policies.problems()
         if self.failed:
-            return [Problem("policies", f"what has changed is not in force: {self.failed}")]
+            return [*own, Problem("policies", f"what has changed is not in force: {self.failed}")]
         if self._open:
-            return []
+            return own
         why = "its Pod object is not known: nothing passes but to and from this node"
         if not self._known():
             why = "not everything is known yet that policies are about: nothing passes but to and from this node"
-        return [
+        return own + [
             Problem(pod_title(pod), why)
             for pod in self._pods()
             if any(self.sets_of(pack_address(str(address))) == (PENDING, PENDING) for address in pod.addresses)

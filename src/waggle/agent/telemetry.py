@@ -44,6 +44,7 @@ class DatapathCollector(Collector):
         policies = GaugeMetricFamily("waggle_policies", "Policies known, by kind.", labels=["kind"])
         policies.add_metric(["NetworkPolicy"], len(store.policies))
         policies.add_metric(["ClusterNetworkPolicy"], len(store.cluster_policies))
+        policies.add_metric(["NodePolicy"], len(store.node_policies))
         yield policies
         yield GaugeMetricFamily("waggle_frontends", "Entries of the frontend table.", value=tables.frontend_count)
         yield GaugeMetricFamily("waggle_backends", "Records of the backend table in use.", value=tables.backend_count)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from waggle import __version__
-from waggle.cli import agent, doctor, inspect, install, lab, policy, policy_diff, takeover, why
+from waggle.cli import agent, doctor, inspect, install, lab, node_policy, policy, policy_diff, takeover, why
 from waggle.cli.output import printable
 from waggle.errors import LoadError, WaggleError
 
@@ -34,6 +34,7 @@ app.add_typer(inspect.endpoint_app, name="endpoint")
 app.add_typer(policy.app, name="policy")
 policy.app.command("diff")(policy_diff.diff)
 policy.app.command("check")(policy_diff.check)
+app.add_typer(node_policy.app, name="node-policy")
 app.add_typer(inspect.map_app, name="map")
 app.add_typer(lab.app, name="lab")
 

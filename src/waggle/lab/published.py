@@ -5,6 +5,7 @@ This directory is to the lab what the apiserver is to a cluster. Files appear by
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,15 @@ def key_of(document: Document) -> ObjectKey:
     return ObjectKey(meta.get("namespace", ""), meta["name"])
 
 
+class _Dumper(yaml.CSafeDumper):
+    """Quotes what YAML 1.1, and so the agent, takes for a boolean: PyYAML does so for yes and no alone."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
+
+
 def encode(document: Document) -> bytes:
-    return yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False).encode()
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False).encode()
 
 
 def publish(lab: LabLayout, document: Document) -> bool:

@@ -18,6 +18,7 @@ from waggle.model.meta import Struct
 from waggle.model.policy_objects import ClusterNetworkPolicy as ClusterNetworkPolicy
 from waggle.model.policy_objects import Namespace as Namespace
 from waggle.model.policy_objects import NetworkPolicy as NetworkPolicy
+from waggle.model.policy_objects import NodePolicy as NodePolicy
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -243,7 +244,9 @@ class ServiceCIDR(Struct, frozen=True):
         return ObjectKey("", self.metadata.name)
 
 
-Object = Service | EndpointSlice | Pod | Node | ServiceCIDR | Namespace | NetworkPolicy | ClusterNetworkPolicy
+Object = (
+    Service | EndpointSlice | Pod | Node | ServiceCIDR | Namespace | NetworkPolicy | ClusterNetworkPolicy | NodePolicy
+)
 
 #: kind → (apiVersion, type, namespaced). The kinds waggle reads; others in a manifest are passed over with a note.
 KINDS: dict[str, tuple[str, type[Object], bool]] = {
@@ -255,6 +258,7 @@ KINDS: dict[str, tuple[str, type[Object], bool]] = {
     "Namespace": ("v1", Namespace, False),
     "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy, True),
     "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2", ClusterNetworkPolicy, False),
+    "NodePolicy": ("waggle.io/v1alpha1", NodePolicy, False),
 }
 
 

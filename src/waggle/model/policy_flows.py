@@ -46,8 +46,8 @@ class PolicyPacket(NamedTuple):
 @dataclass(slots=True)
 class PolicyFlows:
     """The flows that a node let through. `keep`: established flows outlive the policies that allowed them
-    (policy-established: keep); otherwise the verdict of each is that of now (cut). `sockets`: what opened the connection
-    of a packet, as far as its ends can tell."""
+    (policy-established: keep); otherwise the verdict of each is that of now (cut). `sockets`: what opened the
+    connection of a packet, as far as its ends can tell."""
 
     keep: bool = False
     sockets: Callable[[PolicyPacket], PolicyPacket | None] = lambda packet: None

@@ -1,8 +1,9 @@
 """The objects that say who may talk to whom, with only the fields waggle reads.
 
 NetworkPolicy is networking.k8s.io/v1; ClusterNetworkPolicy is policy.networking.k8s.io/v1alpha2, the successor of
-AdminNetworkPolicy and BaselineAdminNetworkPolicy. Absent and empty lists mean different things in NetworkPolicy, so
-they stay apart: no rules in a listed direction deny everything, a rule without peers allows every peer.
+AdminNetworkPolicy and BaselineAdminNetworkPolicy; NodePolicy is waggle's own. Absent and empty lists mean different
+things in NetworkPolicy, so they stay apart: no rules in a listed direction deny everything, a rule without peers allows
+every peer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import msgspec
 
 from waggle.model.meta import ObjectKey, ObjectMeta, Struct
 
-#: "true" on a NetworkPolicy or ClusterNetworkPolicy: what it would drop is reported, and nothing is cut.
+#: "true" on a policy: what it would drop is reported, and nothing is cut.
 AUDIT_ANNOTATION = "waggle.io/audit"
 #: On every Namespace, by the apiserver; here for namespaces that no object stands for.
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
@@ -153,6 +154,50 @@ class ClusterNetworkPolicySpec(Struct, frozen=True):
 class ClusterNetworkPolicy(Struct, frozen=True):
     metadata: ObjectMeta
     spec: ClusterNetworkPolicySpec
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("", self.metadata.name)
+
+
+class NodePolicyPeer(Struct, frozen=True):
+    """A block; or nodes; or pods, of all namespaces where no namespaceSelector says of which."""
+
+    node_selector: LabelSelector | None = None
+    pod_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
+    ip_block: IPBlock | None = None
+
+
+class NodePolicyPort(Struct, frozen=True):
+    protocol: str = "TCP"
+    port: int | None = None  # None: all of the protocol
+    end_port: int | None = None
+
+
+class NodePolicyIngressRule(Struct, frozen=True):
+    from_: list[NodePolicyPeer] | None = msgspec.field(default=None, name="from")
+    ports: list[NodePolicyPort] | None = None
+
+
+class NodePolicyEgressRule(Struct, frozen=True):
+    to: list[NodePolicyPeer] | None = None
+    ports: list[NodePolicyPort] | None = None
+
+
+class NodePolicySpec(Struct, frozen=True):
+    node_selector: LabelSelector = LabelSelector()
+    policy_types: list[str] | None = None  # Ingress, Egress
+    ingress: list[NodePolicyIngressRule] | None = None
+    egress: list[NodePolicyEgressRule] | None = None
+    confirm_seconds: int = 60  # 0: a change is in force without anybody confirming it
+
+
+class NodePolicy(Struct, frozen=True):
+    """What the node itself may be reached from, and reach."""
+
+    metadata: ObjectMeta
+    spec: NodePolicySpec = NodePolicySpec()
 
     @property
     def key(self) -> ObjectKey:

@@ -1,8 +1,10 @@
-"""The CRD of ClusterNetworkPolicy: what an apiserver checks before it stores one, from the structs that waggle reads.
+"""The CRDs of ClusterNetworkPolicy and NodePolicy: what an apiserver checks before it stores one.
+
+They are made of the structs that waggle reads.
 
 Field names and optional fields come from `waggle.model.policy_objects`; what a field means and may hold is said here.
-Rules follow network-policy-api 0.2 (apis/v1alpha2, with the experimental fields); the words are our own. A field that a
-struct has and this does not, or the other way round, is an error when the schema is made.
+Rules of the first follow network-policy-api 0.2 (apis/v1alpha2, with the experimental fields); the words are our own.
+A field that a struct has and this does not, or the other way round, is an error when the schema is made.
 """
 
 from __future__ import annotations
@@ -21,9 +23,15 @@ from waggle.model.policy_objects import (
     ClusterProtocol,
     ClusterSubject,
     DestinationPort,
+    IPBlock,
     LabelSelector,
     LabelSelectorRequirement,
     NamespacedPods,
+    NodePolicyEgressRule,
+    NodePolicyIngressRule,
+    NodePolicyPeer,
+    NodePolicyPort,
+    NodePolicySpec,
     PortMatch,
     PortRange,
 )
@@ -31,6 +39,9 @@ from waggle.model.policy_objects import (
 GROUP: Final = "policy.networking.k8s.io"
 VERSION: Final = "v1alpha2"
 PLURAL: Final = "clusternetworkpolicies"
+NODE_GROUP: Final = "waggle.io"
+NODE_VERSION: Final = "v1alpha1"
+NODE_PLURAL: Final = "nodepolicies"
 
 TIERS: Final = ("Admin", "Baseline")
 ACTIONS: Final = ("Accept", "Deny", "Pass")
@@ -38,6 +49,7 @@ OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_PRIORITY: Final = 1000
 MAX_ITEMS: Final = 25  # rules of a direction; peers, protocols of a rule; networks, domain names of a peer
 MAX_NAME: Final = 100
+MAX_CONFIRM_SECONDS: Final = 3600
 #: Two labels or more; a star may stand for the first ones.
 DOMAIN_NAME: Final = r"^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$"
 #: Of a peer: those that only egress rules have.
@@ -62,6 +74,14 @@ _STRUCTS: Final[dict[type, _Schema]] = {
     DestinationPort: _EXACTLY_ONE,
     PortRange: _rule("self.start < self.end", "start must be lower than end"),
     LabelSelector: {"x-kubernetes-map-type": "atomic"},
+    NodePolicyPeer: _rule(
+        "(has(self.ipBlock) ? 1 : 0) + (has(self.nodeSelector) ? 1 : 0) + "
+        "(has(self.podSelector) || has(self.namespaceSelector) ? 1 : 0) == 1",
+        "one of ipBlock, nodeSelector, and podSelector or namespaceSelector or both",
+    ),
+    NodePolicyPort: _rule(
+        "!has(self.endPort) || (has(self.port) && self.endPort >= self.port)", "endPort needs a port that is not higher"
+    ),
     ClusterEgressRule: {
         "x-kubernetes-validations": [
             {
@@ -157,6 +177,48 @@ _FIELDS: Final[dict[tuple[type, str], tuple[str, _Schema]]] = {
     ),
 }
 
+_SEVERAL_OR_NONE: Final[_Schema] = {"maxItems": MAX_ITEMS}
+_CIDR: Final[_Schema] = {"maxLength": 43, **_rule("isCIDR(self)", "must be an address range such as 192.0.2.0/24")}
+_FIELDS.update(
+    {
+        (NodePolicySpec, "nodeSelector"): ("The nodes it is about; empty, all.", {}),
+        (NodePolicySpec, "policyTypes"): (
+            "The directions in which only what rules allow passes. Left out: Ingress, and Egress where there are rules "
+            "for it.",
+            {"maxItems": 2, "items": {"type": "string", "enum": ["Ingress", "Egress"]}},
+        ),
+        (NodePolicySpec, "ingress"): ("What may reach the node: all that one of these rules allows.", _SEVERAL_OR_NONE),
+        (NodePolicySpec, "egress"): (
+            "What the node's own processes may reach: all that one of these rules allows.",
+            _SEVERAL_OR_NONE,
+        ),
+        (NodePolicySpec, "confirmSeconds"): (
+            "For so long a change is on trial on each node, and then taken back unless `waggle node-policy confirm` "
+            "has come. 0: it is not tried, but in force at once.",
+            {"minimum": 0, "maximum": MAX_CONFIRM_SECONDS, "default": 60},
+        ),
+        (NodePolicyIngressRule, "from"): (
+            "Where packets come from: any of these; empty, everywhere.",
+            _SEVERAL_OR_NONE,
+        ),
+        (NodePolicyIngressRule, "ports"): ("Any of these; empty, every packet.", _SEVERAL_OR_NONE),
+        (NodePolicyEgressRule, "to"): ("Where packets go: any of these; empty, everywhere.", _SEVERAL_OR_NONE),
+        (NodePolicyEgressRule, "ports"): ("Any of these; empty, every packet.", _SEVERAL_OR_NONE),
+        (NodePolicyPeer, "nodeSelector"): ("The addresses of the nodes with these labels.", {}),
+        (NodePolicyPeer, "podSelector"): ("Pods with these labels, of all namespaces unless the next says which.", {}),
+        (NodePolicyPeer, "namespaceSelector"): ("Pods of namespaces with these labels.", {}),
+        (NodePolicyPeer, "ipBlock"): ("An address range, without parts of it.", {}),
+        (IPBlock, "cidr"): ("Such as 192.0.2.0/24.", _CIDR),
+        (IPBlock, "except"): (
+            "Parts of it that are not meant.",
+            {**_SEVERAL_OR_NONE, "items": {"type": "string", **_CIDR}},
+        ),
+        (NodePolicyPort, "protocol"): ("TCP, UDP or SCTP.", {"enum": ["TCP", "UDP", "SCTP"], "default": "TCP"}),
+        (NodePolicyPort, "port"): ("The port, or the first one; left out, all.", _PORT),
+        (NodePolicyPort, "endPort"): ("The last port.", _PORT),
+    }
+)
+
 #: Fields that the structs give a default, and an apiserver does not: where one is forgotten, too much would be meant.
 _REQUIRED: Final = {(ClusterIngressRule, "from"), (ClusterEgressRule, "to")}
 
@@ -194,21 +256,57 @@ def custom_resource_definition() -> dict[str, Any]:
                         {"name": "Priority", "type": "integer", "jsonPath": ".spec.priority"},
                         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
                     ],
-                    "schema": {"openAPIV3Schema": _whole()},
+                    "schema": {"openAPIV3Schema": _whole(ClusterNetworkPolicySpec, _CLUSTER_TEXT)},
                 }
             ],
         },
     }
 
 
-def _whole() -> _Schema:
+def node_policy_definition() -> dict[str, Any]:
+    """The CustomResourceDefinition of NodePolicy."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{NODE_PLURAL}.{NODE_GROUP}"},
+        "spec": {
+            "group": NODE_GROUP,
+            "scope": "Cluster",
+            "names": {
+                "kind": "NodePolicy",
+                "listKind": "NodePolicyList",
+                "plural": NODE_PLURAL,
+                "singular": "nodepolicy",
+            },
+            "versions": [
+                {
+                    "name": NODE_VERSION,
+                    "served": True,
+                    "storage": True,
+                    "additionalPrinterColumns": [
+                        {"name": "Confirm", "type": "integer", "jsonPath": ".spec.confirmSeconds"},
+                        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+                    ],
+                    "schema": {"openAPIV3Schema": _whole(NodePolicySpec, _NODE_TEXT)},
+                }
+            ],
+        },
+    }
+
+
+_CLUSTER_TEXT: Final = "What pods of the whole cluster may reach and be reached from, before or after NetworkPolicies."
+_NODE_TEXT: Final = "What nodes themselves may reach and be reached from. A change is tried, and has to be confirmed."
+
+
+def _whole(struct: type, text: str) -> _Schema:
     used: set[tuple[type, str]] = set()
-    spec = _struct(ClusterNetworkPolicySpec, used)
-    if stale := _FIELDS.keys() - used:
+    spec = _struct(struct, used)
+    structs = {one for one, _ in used}
+    if stale := {field for field in _FIELDS if field[0] in structs} - used:
         raise AssertionError(f"described, but not in the structs: {stale}")
     return {
         "type": "object",
-        "description": "What pods of the whole cluster may reach and be reached from, before or after NetworkPolicies.",
+        "description": text,
         "required": ["metadata", "spec"],
         "properties": {
             "apiVersion": {"type": "string"},

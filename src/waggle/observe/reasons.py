@@ -24,6 +24,8 @@ REASONS = {
     Reason.POLICY_INGRESS: "policies of the pod that it is for do not let it in",
     Reason.POLICY_EGRESS: "policies of the pod that sends it do not let it out",
     Reason.POLICY_PENDING: "which policies the pod has is not known yet",
+    Reason.NODE_POLICY_INGRESS: "policies of the node do not let it in",
+    Reason.NODE_POLICY_EGRESS: "policies of the node do not let it out",
     Reason.SPOOFED: "a pod sends it with an address that is not its own",
 }
 #: those that the sender is told of at once

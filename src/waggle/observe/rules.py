@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from waggle.model.objects import ObjectKey
 from waggle.model.policy_rules import RuleRef
+from waggle.plan.policy_node import ESSENTIALS
 from waggle.plan.policy_tables import PolicyTables
 
 #: An object's origin as the store has it ("file:" and a path), and the line in it where that is known.
@@ -86,7 +87,7 @@ class PlannedRules:
         ref = self._tables().set_names.get(number)
         if ref is None or number in self._policies:  # a number never means another set
             return self._policies.get(number, ())
-        found = tuple(object_name(kind, key) for kind, key in ref.policies)
+        found = tuple(object_name(kind, key) for kind, key in ref.policies if kind != ESSENTIALS)
         _remember(self._policies, number, found)
         return found
 

@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from waggle.model.meta import ObjectKey
 from waggle.model.objects import Node, Pod
-from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy
+from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, NodePolicy
 from waggle.model.policy_rules import Direction
 from waggle.plan.policy_compile import Compiled, Policy, compile_policy, pods_of
 from waggle.plan.policy_ids import PolicyIds
+from waggle.plan.policy_node import Guests, NodePlan, compile_node
 from waggle.plan.policy_peers import PeerChanges, PeerClass, Peers, canonical, is_address, pod_facts
 from waggle.plan.policy_predicates import PodTerm, PortName, Predicate, Predicates, hash64
 from waggle.plan.policy_sets import KnownAnswers, PolicySet, asked_of, port_names, set_text
@@ -30,6 +31,7 @@ from waggle.plan.policy_tables import (
     NAMED,
     OPEN,
     STRICT,
+    NodeSets,
     PolicyDelta,
     PolicyTables,
     Steps,
@@ -91,6 +93,9 @@ class PolicyPlanner:
         self._network: defaultdict[str, dict[ObjectKey, _Policy]] = defaultdict(dict)
         self._selected: dict[ObjectKey, frozenset[_Policy]] = {}  # of pods of this node
         self._local: dict[ObjectKey, _Local] = {}
+        self._node_plan: NodePlan | None = None
+        self._node: tuple[_Local, _Local] = (_Local(None, None), _Local(None, None))  # confirmed, on trial
+        self._node_stale = False
         self._sets: dict[str, _Used] = {}
         self._by_term: defaultdict[Predicate, set[_Used]] = defaultdict(set)
         self._by_port: defaultdict[PortName, set[_Used]] = defaultdict(set)
@@ -159,6 +164,12 @@ class PolicyPlanner:
         """A ClusterNetworkPolicy as it is now; None where it is gone."""
         self._set_policy(self._cluster, key, policy)
 
+    def set_node_plan(self, plan: NodePlan | None) -> None:
+        """What is to be in force for the node's own traffic; None for nothing."""
+        if plan != self._node_plan:
+            self._node_plan = plan
+            self._node_stale = True
+
     def _set_policy(self, among: dict[ObjectKey, _Policy], key: ObjectKey, policy: Policy | None) -> None:
         old = among.pop(key, None)
         new = None
@@ -203,7 +214,7 @@ class PolicyPlanner:
         """What changed since the last time, as one or two deltas to be written one after the other; none for
         nothing."""
         first = PolicyDelta()
-        unused = self._move_pods(first)
+        unused = [*self._move_pods(first), *self._move_node(first)]
         self._settle(first, new_sets=[used for used in self._sets.values() if used.id not in self.tables.sets])
         deltas = [first]
         self.tables.apply(first)
@@ -242,6 +253,34 @@ class PolicyPlanner:
                 delta.pods[address] = ids
         self._stale, self._stale_addresses = set(), set()
         return [used for used in left if not used.users]
+
+    def _move_node(self, delta: PolicyDelta) -> list[_Used]:
+        """Gives the node its sets; returns those that nobody has any more."""
+        if not self._node_stale:
+            return []
+        self._node_stale = False
+        old, plan = self._node, self._node_plan
+        trial = plan.trial if plan else None
+        confirmed = self._sets_of_node(plan, plan.confirmed if plan else (), Guests())
+        tried = self._sets_of_node(plan, trial.policies, trial.guests) if trial else _Local(None, None)
+        self._node = (confirmed, tried)
+        delta.node = NodeSets(*confirmed.ids, *tried.ids, trial.until_ns if trial else 0)
+        for used in (*confirmed, *tried):
+            if used is not None:
+                used.users += 1
+        left = [used for local in old for used in local if used is not None]
+        for used in left:
+            used.users -= 1
+        return [used for used in set(left) if not used.users]
+
+    def _sets_of_node(self, plan: NodePlan | None, policies: Iterable[NodePolicy], guests: Guests) -> _Local:
+        def one(direction: Direction) -> _Used | None:
+            if plan is None:
+                return None
+            compiled = compile_node(tuple(policies), plan.essentials, guests, direction, self._predicates)
+            return self._used(direction, compiled, frozenset()) if compiled else None
+
+        return _Local(one(Direction.INGRESS), one(Direction.EGRESS))
 
     def _ids_of(self, address: str) -> tuple[int, int] | None:
         """The sets of an address; None where it is none of this node, or nobody knows what it is."""

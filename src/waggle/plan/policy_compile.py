@@ -151,7 +151,7 @@ def _network_rule(
     ref: RuleRef, audited: bool, rule: NetworkPolicyIngressRule | NetworkPolicyEgressRule, predicates: Predicates
 ) -> Rule:
     listed = rule.from_ if isinstance(rule, NetworkPolicyIngressRule) else rule.to
-    peers = None if not listed else _unique(_network_peer(ref.key.namespace, peer, predicates) for peer in listed)
+    peers = None if not listed else unique(_network_peer(ref.key.namespace, peer, predicates) for peer in listed)
     spans, named = _network_ports(rule.ports)
     return Rule(ref, Tier.NETWORK, audited, Action.ACCEPT, peers, spans, named)
 
@@ -174,12 +174,12 @@ def _network_ports(ports: Sequence[NetworkPolicyPort] | None) -> tuple[tuple[Spa
         if index is None:
             continue
         if port.port is None or port.port == "":
-            spans.append(_all_ports(index))
+            spans.append(all_ports(index))
         elif isinstance(port.port, str):
             named.append(PortName(port.port, index))
         else:
-            spans += _ports(index, port.port, port.end_port or port.port)
-    return _joined(spans), tuple(sorted(set(named)))
+            spans += port_span(index, port.port, port.end_port or port.port)
+    return joined(spans), tuple(sorted(set(named)))
 
 
 # -- ClusterNetworkPolicy -------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def _cluster_rule(
     if action is None or ports is None or any(part is None for part in parts):
         # a newer version of the resource says something here that this one does not understand
         return None if action is Action.ACCEPT else Rule(ref, tier, audited, Action.DENY, None, EVERYTHING)
-    return Rule(ref, tier, audited, action, _unique(predicate for part in parts for predicate in part or ()), *ports)
+    return Rule(ref, tier, audited, action, unique(predicate for part in parts for predicate in part or ()), *ports)
 
 
 def _cluster_peer(
@@ -240,42 +240,43 @@ def _protocols(protocols: Sequence[ClusterProtocol] | None) -> tuple[tuple[Span,
         if found is None:
             return None
         spans += found
-    return _joined(spans), tuple(sorted(set(named)))
+    return joined(spans), tuple(sorted(set(named)))
 
 
 def _destination(index: int, match: PortMatch) -> list[Span] | None:
     port = match.destination_port
     if port is None:
-        return [_all_ports(index)]
+        return [all_ports(index)]
     if (port.number is None) == (port.range is None):
         return None
     if port.number is not None:
-        return _ports(index, port.number, port.number)
+        return port_span(index, port.number, port.number)
     assert port.range is not None
-    return _ports(index, port.range.start, port.range.end)
+    return port_span(index, port.range.start, port.range.end)
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
 
 
-def _unique(peers: Iterable[Predicate | None]) -> tuple[Predicate, ...]:
+def unique(peers: Iterable[Predicate | None]) -> tuple[Predicate, ...]:
     """Those that can hold at all, each once, in the order of their texts."""
     found = {peer.text: peer for peer in peers if peer is not None}
     return tuple(found[text] for text in sorted(found))
 
 
-def _all_ports(index: int) -> Span:
+def all_ports(index: int) -> Span:
+    """Every port of a protocol."""
     return index << PORT_BITS, (index + 1) << PORT_BITS
 
 
-def _ports(index: int, first: int, last: int) -> list[Span]:
-    """Port 0 stands for a fragment, whose port nobody knows: no range means it."""
+def port_span(index: int, first: int, last: int) -> list[Span]:
+    """These ports of a protocol, if any. Port 0 stands for a fragment, whose port nobody knows: no range means it."""
     first, last = max(first, 1), min(last, MOST_PORTS)
     base = index << PORT_BITS
     return [(base + first, base + last + 1)] if first <= last else []
 
 
-def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
     """The same keys in spans that neither overlap nor touch."""
     found: list[Span] = []
     for first, end in sorted(spans):

@@ -92,6 +92,16 @@ class SetRef(NamedTuple):
 FIRST, LAST = 0, 0xFFFF
 
 
+class NodeSets(NamedTuple):
+    """The sets of the node's own traffic; those on trial are in force instead until `until_ns` of CLOCK_BOOTTIME."""
+
+    ingress: int = OPEN
+    egress: int = OPEN
+    trial_ingress: int = OPEN
+    trial_egress: int = OPEN
+    until_ns: int = 0
+
+
 @dataclass(slots=True)
 class PolicyTables:
     """Everything that must be in the maps of a node."""
@@ -100,6 +110,7 @@ class PolicyTables:
     ranges: dict[str, int] = field(default_factory=dict)  # prefix → class
     sets: dict[int, dict[int, Steps]] = field(default_factory=dict)  # set → class → steps
     pods: dict[str, tuple[int, int]] = field(default_factory=dict)  # address of a pod here → sets: ingress, egress
+    node: NodeSets = NodeSets()
     rules: dict[int, RuleRef] = field(default_factory=dict)
     set_names: dict[int, SetRef] = field(default_factory=dict)
     patterns: dict[str, int] = field(default_factory=dict)  # of domain names, of all sets → id
@@ -116,6 +127,8 @@ class PolicyTables:
         for address in delta.classes_gone:
             del self.classes[address]
         _change(self.pods, delta.pods)
+        if delta.node is not None:
+            self.node = delta.node
         for set_id, class_id in delta.entries_gone:
             del self.sets[set_id][class_id]
         for set_id in delta.sets_gone:
@@ -130,7 +143,7 @@ class PolicyTables:
 class PolicyDelta:
     """What to write, in the order of the fields; each of them in its own order.
 
-    After `pods` the revision is raised; what has `gone` in its name is only removed after that.
+    After `node` the revision is raised; what has `gone` in its name is only removed after that.
     """
 
     rules: dict[int, RuleRef] = field(default_factory=dict)
@@ -145,6 +158,7 @@ class PolicyDelta:
     #: Exact entries that say what the range says now.
     classes_gone: list[str] = field(default_factory=list)
     pods: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    node: NodeSets | None = None  # what they are now, where they change
     entries_gone: list[tuple[int, int]] = field(default_factory=list)
     sets_gone: list[int] = field(default_factory=list)  # their entries are in entries_gone
     patterns_gone: list[str] = field(default_factory=list)

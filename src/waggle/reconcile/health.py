@@ -38,6 +38,11 @@ class HealthTable:
         """Reads the table back."""
         self._written = dict(self._table.dump())
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The ports that are answered, or are to be."""
+        return frozenset(HealthKey.unpack(key).port for key in (*self._written, *self._claims))
+
     def complete(self) -> None:
         """The plan has seen every Service: ports that no Service claimed are closed."""
         self._complete = True

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from waggle.abi._generated import ClassRangeKey, NameKey, PatternKey, PolicyRun, PolicyState, PolicyStep
+from waggle.abi._generated import ClassRangeKey, NameKey, NodePolicy, PatternKey, PolicyRun, PolicyState, PolicyStep
 from waggle.abi.address import pack_address, unpack_address
 from waggle.abi.learned_names import in_force, pack_pattern
 from waggle.errors import WaggleError
@@ -30,6 +30,7 @@ from waggle.plan.policy_tables import (
     NOBODY,
     SELF,
     STRICT,
+    NodeSets,
     PolicyDelta,
     PolicyTables,
     Step,
@@ -60,6 +61,7 @@ class PolicyWriter:
         self._patterns = maps["wag_patterns"]
         self._names = maps["wag_names"]
         self._state = maps["wag_policy_state"]
+        self._node = maps["wag_node_policy"]
         self._assign = assign
         self._keep = keep
         self._extents = ExtentAllocator(self._steps.info.max_entries)
@@ -122,6 +124,8 @@ class PolicyWriter:
             self._set_range(pack_range(cidr), number)
         self._forget_classes(map(pack_address, delta.classes_gone))
         self._assign(delta.pods)
+        if delta.node is not None:
+            self._set_node(delta.node)
         self._revise()
         self._leave(pack_key(s, c) for s, c in delta.entries_gone)
         self._forget_patterns(pack_patterns(dict.fromkeys(delta.patterns_gone, 0)))
@@ -142,6 +146,7 @@ class PolicyWriter:
             self._set_range(key, None)
         self._forget_classes(self._class_of.keys() - classes.keys())
         self._assign(tables.pods)
+        self._set_node(tables.node)
         self._revise()
         self._leave(self._entries.keys() - wanted.keys())
         self._forget_patterns(self._pattern_of.keys() - patterns.keys())
@@ -216,6 +221,24 @@ class PolicyWriter:
             self._ranges.update(key, number.to_bytes(8, "little"))
             self._range_of[key] = number
 
+    def _set_node(self, sets: NodeSets) -> None:
+        """Programs read word by word what is written word by word: a trial begins once its sets are there, and ends
+        before they go."""
+        now = self._node_sets()
+        if sets == now:
+            return
+        if not sets.until_ns:  # what was tried goes on being tried until what takes its place is there
+            steps = [sets._replace(trial_ingress=now.trial_ingress, trial_egress=now.trial_egress), sets]
+        elif not now.until_ns:
+            steps = [sets._replace(until_ns=0), sets]
+        else:
+            steps = [sets]
+        for step in steps:
+            self._node.update(bytes(4), NodePolicy(*step).pack())
+
+    def _node_sets(self) -> NodeSets:
+        return NodeSets(*NodePolicy.unpack(self._node.lookup(bytes(4)) or bytes(40)))
+
     def _revise(self) -> None:
         """Has programs judge the flows they know again."""
         self._revision = (self._revision + 1) % (1 << 32)
@@ -271,7 +294,10 @@ class PolicyWriter:
         )
         found += _compare("wag_patterns", patterns, pack_patterns(tables.patterns), _pattern_text)
         found += _compare("wag_class_ranges", ranges, {pack_range(c): n for c, n in tables.ranges.items()}, _range_text)
-        return len(present) + len(classes) + len(ranges) + len(patterns), found
+        there = self._node_sets()
+        if there != tables.node:
+            found.append(Drift("wag_node_policy", "policies", "", f"is {there} instead of {tables.node}", bytes(4)))
+        return len(present) + len(classes) + len(ranges) + len(patterns) + 1, found
 
     def repair(self, tables: PolicyTables) -> int:
         """Reads everything back and makes it right, as after a restart. Returns what `sync` does."""

@@ -24,6 +24,7 @@ from waggle.model.objects import (
     EndpointSlice,
     NetworkPolicy,
     Node,
+    NodePolicy,
     Object,
     ObjectMeta,
     Pod,
@@ -59,7 +60,7 @@ def completed(obj: Object) -> Object:
         obj = replace(obj, metadata=replace(metadata, namespace=namespace, resource_version=""))
     if isinstance(obj, Service):
         return _completed_service(obj)
-    if isinstance(obj, (NetworkPolicy, ClusterNetworkPolicy)):
+    if isinstance(obj, (NetworkPolicy, ClusterNetworkPolicy, NodePolicy)):
         return completed_policy(obj)
     if isinstance(obj, EndpointSlice) and obj.ports:
         # The proxy ignores a port without a name; the apiserver makes it "".
@@ -108,7 +109,7 @@ def violations(obj: Object) -> Iterator[Violation]:
             yield from _node(obj)
         case ServiceCIDR():
             yield from _service_cidr(obj)
-        case NetworkPolicy() | ClusterNetworkPolicy():
+        case NetworkPolicy() | ClusterNetworkPolicy() | NodePolicy():
             yield from policy_violations(obj)
 
 

@@ -22,11 +22,12 @@ from waggle.model.objects import (
     Namespace,
     NetworkPolicy,
     Node,
+    NodePolicy,
     Pod,
     Service,
     ServiceCIDR,
 )
-from waggle.model.policy_schema import GROUP, PLURAL, VERSION
+from waggle.model.policy_schema import GROUP, NODE_GROUP, NODE_PLURAL, NODE_VERSION, PLURAL, VERSION
 from waggle.sources.apiserver import ApiServer, Limits
 from waggle.sources.informer import Informer, Resource, Timing
 from waggle.sources.problem import Problem, ProblemSet
@@ -61,6 +62,9 @@ NETWORK_POLICIES: Final = Resource(
 CLUSTER_NETWORK_POLICIES: Final = Resource(
     ClusterNetworkPolicy, GROUP, PLURAL, f"/apis/{GROUP}/{VERSION}/{PLURAL}", optional=True
 )
+NODE_POLICIES: Final = Resource(
+    NodePolicy, NODE_GROUP, NODE_PLURAL, f"/apis/{NODE_GROUP}/{NODE_VERSION}/{NODE_PLURAL}", optional=True
+)
 NAMESPACES: Final = Resource(Namespace, "", "namespaces", "/api/v1/namespaces")
 # Finished pods are nobody's peer, and pods on their node's network are the node: neither reaches this machine.
 PODS: Final = Resource(
@@ -72,7 +76,7 @@ PODS: Final = Resource(
 )
 
 _FOR_SERVICES: Final[tuple[Resource[Any], ...]] = (NODES, SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS)
-_POLICIES: Final[tuple[Resource[Any], ...]] = (NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES)
+_POLICIES: Final[tuple[Resource[Any], ...]] = (NETWORK_POLICIES, CLUSTER_NETWORK_POLICIES, NODE_POLICIES)
 _FOR_POLICIES: Final[tuple[Resource[Any], ...]] = (NAMESPACES, PODS)
 #: All that is watched; deploy/ gives the right to these and to nothing else.
 RESOURCES: Final[tuple[Resource[Any], ...]] = (*_FOR_SERVICES, *_POLICIES, *_FOR_POLICIES)

@@ -1,8 +1,9 @@
-"""What an apiserver does to a NetworkPolicy or ClusterNetworkPolicy before it stores it: defaults and validation.
+"""What an apiserver does to a policy before it stores it: defaults and validation.
 
 Rules follow pkg/apis/networking/{v1/defaults,validation/validation}.go and apimachinery's validation of label
 selectors, all of Kubernetes 1.36, and apis/v1alpha2 of network-policy-api 0.2, with its experimental fields. In a
-cluster a ClusterNetworkPolicy is validated by the schema of its CRD, which says the same: `waggle.model.policy_schema`.
+cluster a ClusterNetworkPolicy or NodePolicy is validated by the schema of its CRD, which says the same:
+`waggle.model.policy_schema`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,28 @@ from waggle.model.policy_objects import (
     NetworkPolicyIngressRule,
     NetworkPolicyPeer,
     NetworkPolicyPort,
+    NodePolicy,
+    NodePolicyEgressRule,
+    NodePolicyIngressRule,
+    NodePolicyPeer,
+    NodePolicyPort,
     PortMatch,
 )
-from waggle.model.policy_schema import ACTIONS, DOMAIN_NAME, MAX_ITEMS, MAX_NAME, MAX_PRIORITY, OPERATORS, TIERS
+from waggle.model.policy_schema import (
+    ACTIONS,
+    DOMAIN_NAME,
+    MAX_CONFIRM_SECONDS,
+    MAX_ITEMS,
+    MAX_NAME,
+    MAX_PRIORITY,
+    OPERATORS,
+    TIERS,
+)
 from waggle.sources import name_rules
 from waggle.sources.name_rules import shown
 from waggle.sources.yaml_documents import Path
 
-Policy = TypeVar("Policy", bound=NetworkPolicy | ClusterNetworkPolicy)
+Policy = TypeVar("Policy", bound=NetworkPolicy | ClusterNetworkPolicy | NodePolicy)
 
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 _DIRECTIONS = ("Ingress", "Egress")
@@ -54,19 +69,21 @@ class Violation(NamedTuple):
 
 def completed_policy(policy: Policy) -> Policy:
     """`policy` with the apiserver's defaults. An egress that is there and empty does not make it one for egress."""
-    if isinstance(policy, NetworkPolicy) and not policy.spec.policy_types:
-        types = ["Ingress", "Egress"] if policy.spec.egress else ["Ingress"]
-        policy = replace(policy, spec=replace(policy.spec, policy_types=types))
-    return policy
+    if isinstance(policy, ClusterNetworkPolicy) or policy.spec.policy_types:
+        return policy
+    types = ["Ingress", "Egress"] if policy.spec.egress else ["Ingress"]
+    return replace(policy, spec=replace(policy.spec, policy_types=types))
 
 
 # -- validation -----------------------------------------------------------------------------------------------------
 
 
-def policy_violations(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[Violation]:
+def policy_violations(policy: NetworkPolicy | ClusterNetworkPolicy | NodePolicy) -> Iterator[Violation]:
     """Everything the apiserver would refuse about the spec of a completed policy."""
     if isinstance(policy, NetworkPolicy):
         yield from _network_policy(policy)
+    elif isinstance(policy, NodePolicy):
+        yield from _node_policy(policy)
     else:
         yield from _cluster_policy(policy)
 
@@ -74,15 +91,18 @@ def policy_violations(policy: NetworkPolicy | ClusterNetworkPolicy) -> Iterator[
 def _network_policy(policy: NetworkPolicy) -> Iterator[Violation]:
     spec = policy.spec
     yield from _selector(spec.pod_selector, ("spec", "podSelector"))
-    types = spec.policy_types or ()
-    if len(types) > len(_DIRECTIONS):
-        yield Violation(("spec", "policyTypes"), "there are only Ingress and Egress")
-    for index, direction in enumerate(types):
-        yield from _one_of(direction, _DIRECTIONS, ("spec", "policyTypes", index))
+    yield from _types(spec.policy_types or ())
     for index, ingress in enumerate(spec.ingress or ()):
         yield from _rule(ingress, ingress.from_, "from", ("spec", "ingress", index))
     for index, egress in enumerate(spec.egress or ()):
         yield from _rule(egress, egress.to, "to", ("spec", "egress", index))
+
+
+def _types(types: Sequence[str]) -> Iterator[Violation]:
+    if len(types) > len(_DIRECTIONS):
+        yield Violation(("spec", "policyTypes"), "there are only Ingress and Egress")
+    for index, direction in enumerate(types):
+        yield from _one_of(direction, _DIRECTIONS, ("spec", "policyTypes", index))
 
 
 def _rule(
@@ -126,7 +146,7 @@ def _block(block: IPBlock, path: Path) -> Iterator[Violation]:
             yield Violation(where, f"{text} is not a part of {block.cidr}")
 
 
-def _port(port: NetworkPolicyPort, path: Path) -> Iterator[Violation]:
+def _port(port: NetworkPolicyPort | NodePolicyPort, path: Path) -> Iterator[Violation]:
     if port.protocol not in _PROTOCOLS:
         hint = ", in capital letters" if port.protocol.upper() in _PROTOCOLS else ""
         yield Violation((*path, "protocol"), f"must be TCP, UDP or SCTP{hint}, not {shown(port.protocol)}")
@@ -172,6 +192,42 @@ def _one_of(value: str, allowed: Sequence[str], path: Path) -> Iterator[Violatio
 def _number(port: int, path: Path) -> Iterator[Violation]:
     if not 1 <= port <= 65535:
         yield Violation(path, f"must lie between 1 and 65535, not {port}")
+
+
+# -- of the node itself ---------------------------------------------------------------------------------------------
+
+
+def _node_policy(policy: NodePolicy) -> Iterator[Violation]:
+    spec = policy.spec
+    yield from _selector(spec.node_selector, ("spec", "nodeSelector"))
+    yield from _types(spec.policy_types or ())
+    if not 0 <= spec.confirm_seconds <= MAX_CONFIRM_SECONDS:
+        reason = f"must lie between 0 and {MAX_CONFIRM_SECONDS}, not {spec.confirm_seconds}"
+        yield Violation(("spec", "confirmSeconds"), reason)
+    for index, ingress in enumerate(spec.ingress or ()):
+        yield from _node_rule(ingress, ingress.from_, "from", ("spec", "ingress", index))
+    for index, egress in enumerate(spec.egress or ()):
+        yield from _node_rule(egress, egress.to, "to", ("spec", "egress", index))
+
+
+def _node_rule(
+    rule: NodePolicyIngressRule | NodePolicyEgressRule, peers: list[NodePolicyPeer] | None, field: str, path: Path
+) -> Iterator[Violation]:
+    for index, port in enumerate(rule.ports or ()):
+        yield from _port(port, (*path, "ports", index))
+    for index, peer in enumerate(peers or ()):
+        where: Path = (*path, field, index)
+        pods = peer.pod_selector is not None or peer.namespace_selector is not None
+        if (peer.ip_block is not None) + (peer.node_selector is not None) + pods != 1:
+            yield Violation(where, "needs one of ipBlock, nodeSelector, and podSelector or namespaceSelector or both")
+        if peer.node_selector is not None:
+            yield from _selector(peer.node_selector, (*where, "nodeSelector"))
+        if peer.pod_selector is not None:
+            yield from _selector(peer.pod_selector, (*where, "podSelector"))
+        if peer.namespace_selector is not None:
+            yield from _selector(peer.namespace_selector, (*where, "namespaceSelector"))
+        if peer.ip_block is not None:
+            yield from _block(peer.ip_block, (*where, "ipBlock"))
 
 
 # -- of the whole cluster -------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from waggle.model.objects import (
     Namespace,
     NetworkPolicy,
     Node,
+    NodePolicy,
     Object,
     ObjectKey,
     ObjectMeta,
@@ -341,6 +342,17 @@ def _shrunk_policy(policy: NetworkPolicy) -> NetworkPolicy:
     return policy
 
 
+def _shrunk_node_policy(policy: NodePolicy) -> NodePolicy:
+    _shrink_policy_meta(policy.metadata)
+    peers = [peer for rule in policy.spec.ingress or () for peer in rule.from_ or ()]
+    peers += [peer for rule in policy.spec.egress or () for peer in rule.to or ()]
+    for peer in peers:
+        if peer.ip_block is not None:
+            force_setattr(peer.ip_block, "cidr", plain_range(peer.ip_block.cidr))
+            peer.ip_block.except_[:] = map(plain_range, peer.ip_block.except_)
+    return policy
+
+
 def _shrunk_cluster_policy(policy: ClusterNetworkPolicy) -> ClusterNetworkPolicy:
     _shrink_policy_meta(policy.metadata)
     for rule in policy.spec.egress:
@@ -454,5 +466,6 @@ _SHRUNK: Final[dict[type, Callable[[Any], Any]]] = {
     Namespace: _shrunk_namespace,
     NetworkPolicy: _shrunk_policy,
     ClusterNetworkPolicy: _shrunk_cluster_policy,
+    NodePolicy: _shrunk_node_policy,
     Pod: _pod,
 }

@@ -27,6 +27,7 @@ from waggle.model.objects import (
     Namespace,
     NetworkPolicy,
     Node,
+    NodePolicy,
     Object,
     ObjectKey,
     Pod,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 #: The origin of what an apiserver says.
 API = "kubernetes"
-POLICY_KINDS = ("NetworkPolicy", "ClusterNetworkPolicy")
+POLICY_KINDS = ("NetworkPolicy", "ClusterNetworkPolicy", "NodePolicy")
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Changes:
     namespaces: set[ObjectKey] = field(default_factory=set)
     policies: set[ObjectKey] = field(default_factory=set)  # NetworkPolicies
     cluster_policies: set[ObjectKey] = field(default_factory=set)
+    node_policies: set[ObjectKey] = field(default_factory=set)
     pod_nodes: set[str] = field(default_factory=set)  # names of the nodes that the changed pods are or were on
 
     def __bool__(self) -> bool:
@@ -64,7 +66,8 @@ class Changes:
     @property
     def for_policy(self) -> bool:
         """Whether what policies mean may have changed."""
-        return bool(self.policies or self.cluster_policies or self.namespaces or self.pods or self.nodes)
+        policies = self.policies or self.cluster_policies or self.node_policies
+        return bool(policies or self.namespaces or self.pods or self.nodes)
 
 
 class Store:
@@ -79,6 +82,7 @@ class Store:
         self.namespaces: dict[ObjectKey, Namespace] = {}
         self.policies: dict[ObjectKey, NetworkPolicy] = {}
         self.cluster_policies: dict[ObjectKey, ClusterNetworkPolicy] = {}
+        self.node_policies: dict[ObjectKey, NodePolicy] = {}
         self.zones: dict[str, str] = {}  # node name → zone, of nodes that have one
         self.slices_of: dict[ObjectKey, dict[ObjectKey, EndpointSlice]] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -111,6 +115,11 @@ class Store:
     @property
     def has_policies(self) -> bool:
         """Whether there is any policy; without one nobody reads the API's pods and namespaces."""
+        return self.has_pod_policies or bool(self.node_policies)
+
+    @property
+    def has_pod_policies(self) -> bool:
+        """Whether any of them is about pods; without one they have nothing to wait for."""
         return bool(self.policies or self.cluster_policies)
 
     def upsert(self, obj: Object, origin: str) -> None:
@@ -220,6 +229,7 @@ class Store:
             "Namespace": self.namespaces,
             "NetworkPolicy": self.policies,
             "ClusterNetworkPolicy": self.cluster_policies,
+            "NodePolicy": self.node_policies,
         }[kind]
         return rows  # type: ignore[return-value]  # one dict per kind; the caller pairs kind and object
 
@@ -244,6 +254,8 @@ class Store:
                     self._changes.policies.add(key)
                 case ClusterNetworkPolicy():
                     self._changes.cluster_policies.add(key)
+                case NodePolicy():
+                    self._changes.node_policies.add(key)
 
     def _count(self, old: Object | None, new: Object | None) -> None:
         obj = new or old

@@ -332,6 +332,8 @@ class PolicyComparison:
         to = destination or inner.source.address
         if self.machine.maps["wag_nat"].lookup(_tuple_key(inner.reversed())) is not None:
             return  # of a translated flow: it goes to whoever that belongs to (tests/bpf/test_policy_packets.py)
+        if source not in self.here and source not in self.own and not self.own.isdisjoint(self._ends(inner)):
+            return  # what goes between a pod and its node is on no wire, and nobody there can complain of it
         protocol = "ICMPv6" if ":" in source else "ICMP"
         about = self._frame(inner, SYN)[14 : 14 + 128]
         head = struct.pack("!BBHI", 3 if protocol == "ICMP" else 1, 1, 0, 0)
