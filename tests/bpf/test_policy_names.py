@@ -20,12 +20,12 @@ from packets import NODE, REMOTE, VIP, A, B, both, build, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP, fragment
 from scapy.layers.l2 import Ether
 
-from waggle.abi._generated import Conn, Counter, Name
+from waggle.abi._generated import Conn, Counter, Name, NameShare
 from waggle.abi.learned_names import Learned, learned
 from waggle.observe.counters import counters
 from waggle.plan.policy_tables import ALLOW, AUDIT, DENY, LAST, NAMED, OPEN, STRICT, Step
 from waggle.plan.policy_tables import ANY as EVERY_CLASS
-from waggle.testing.machine import DROP, Machine
+from waggle.testing.machine import DROP, NAMES_SHARE, Machine
 from waggle.testing.policed import PolicedMachine, Sets
 
 SERVER = REMOTE  # of DNS
@@ -540,6 +540,25 @@ def test_an_address_of_more_names_than_it_has_room_for(named: Named) -> None:
         named.is_told(4, answer(name, (name, "A", 100 + n, WORLD[4])))
     assert named.names == {WORLD[4]: set(range(104, 120))}
     assert named.count(Counter.NAME_SLOT) == 4
+    assert named.reaches(4)
+
+
+def test_a_pod_cannot_fill_the_table_at_once(named: Named) -> None:
+    named.accept("www.example.com", "*.example.com", pods={address[4]: (OPEN, OUT) for address in (A, B)})
+    named.asks(4)
+    for n in range(12):
+        records = [("www.example.com", "A", 60, f"198.18.{n}.{k}") for k in range(100)]
+        named.is_told(4, answer("www.example.com", *records))
+    assert len(named.learned) == NAMES_SHARE
+    assert named.count(Counter.NAME_REFUSED) == 12 * 100 - NAMES_SHARE
+    assert named.sends(udp(B[4], 4000, SERVER[4], 53))  # another pod has its own share
+    assert named.sends(udp(SERVER[4], 53, B[4], 4000, payload=good()), "node_ingress")
+    assert named.sends(tcp(B[4], 5000, WORLD[4], 443))
+    table = named.machine.maps["wag_name_shares"]
+    for key, raw in table.dump():
+        found = NameShare.unpack(raw)
+        table.update(key, found._replace(since=max(0, found.since - 61)).pack())
+    named.is_told(4, good())
     assert named.reaches(4)
 
 

@@ -39,6 +39,7 @@ WAG_CONFIG(__u32, wag_sweep_seconds, "time between two sweeps over the NAT table
 WAG_CONFIG(__u8, wag_masquerade, "1: what pods send out of the cluster gets the node's address");
 WAG_CONFIG(struct wag_networks, wag_non_masquerade, "networks that know a way to pods: nothing sent there is masqueraded");
 WAG_CONFIG(__u8, wag_beside_proxy, "1: established flows that the NAT table does not know are another proxy's");
+WAG_CONFIG(__u32, wag_names_share, "so many addresses of names one pod may add to wag_names in a minute");
 WAG_CONFIG(__u64, wag_event_ns, "shortest time between two events of one flow, in nanoseconds");
 
 #endif

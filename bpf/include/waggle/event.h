@@ -104,6 +104,7 @@ enum wag_counter {
 	WAG_COUNTER_NAME_ENTRY = 7,      /* those that made an entry of their own in wag_names */
 	WAG_COUNTER_NAME_SLOT = 8,       /* a pattern that made room for another one of the same address */
 	WAG_COUNTER_NAME_UNREADABLE = 9, /* DNS answers that could not be read to their end */
+	WAG_COUNTER_NAME_REFUSED = 10,   /* addresses of a pod that was told too many within a minute */
 	WAG_COUNTER_MAX = 16,
 };
 

@@ -195,6 +195,29 @@ __noinline int wag_name_enter(__u32 pattern, __u32 until)
 	return 0;
 }
 
+/* May the pod have one more entry in wag_names? */
+static __noinline int wag_name_has_room(struct wag_dns *dns)
+{
+	struct wag_name_share first = { .made = 1 }, *share;
+
+	if (!dns)
+		return 0;
+	share = bpf_map_lookup_elem(&wag_name_shares, &dns->entry.ifindex);
+	if (!share) {
+		first.since = dns->now;
+		bpf_map_update_elem(&wag_name_shares, &dns->entry.ifindex, &first, BPF_ANY);
+		return 1;
+	}
+	if (dns->now - share->since >= WAG_NAME_MINUTE) {
+		share->since = dns->now;
+		share->made = 0;
+	}
+	if (share->made >= wag_names_share)
+		return 0;
+	share->made++;
+	return 1;
+}
+
 /* Writes down what dns->entry says, for so many seconds. */
 __noinline int wag_name_learn(__u32 seconds)
 {
@@ -211,6 +234,10 @@ __noinline int wag_name_learn(__u32 seconds)
 		seconds = WAG_NAME_MOST_SECONDS;
 	name = bpf_map_lookup_elem(&wag_names, &dns->entry);
 	if (!name) {
+		if (!wag_name_has_room(dns)) {
+			wag_count(WAG_COUNTER_NAME_REFUSED);
+			return 0;
+		}
 		bpf_map_update_elem(&wag_names, &dns->entry, &dns->fresh, BPF_NOEXIST);
 		name = bpf_map_lookup_elem(&wag_names, &dns->entry);
 		if (!name)

@@ -8,6 +8,7 @@
 
 #include <linux/bpf.h>
 #include "addr.h"
+#include "config.h"
 
 #define WAG_NAME_MAX 256 /* ".www.example.com", and a byte more */
 #define WAG_NAME_SHOWN 64
@@ -54,6 +55,21 @@ struct {
 	__type(value, struct wag_name);
 	__uint(max_entries, 16384);
 } wag_names SEC(".maps");
+
+#define WAG_NAME_MINUTE 60
+
+struct wag_name_share {
+	__u32 since; /* CLOCK_MONOTONIC, in seconds */
+	__u32 made;
+};
+
+/* Key: ifindex of a pod. Programs alone. How many entries of wag_names it has made lately, so that it cannot have others' removed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __u32);
+	__type(value, struct wag_name_share);
+	__uint(max_entries, 1024);
+} wag_name_shares SEC(".maps");
 
 #define WAG_SECOND_NS 1000000000ULL
 

@@ -776,8 +776,10 @@ static __noinline int wag_policy_question(struct wag_packet *packet, struct wag_
 	if (!packet || !work)
 		return 0;
 	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
-	if (conn && !(conn->opened & end) && !wag_policy_judge(packet, &work->flow))
-		conn->opened |= end;
+	if (!conn || conn->opened & end || wag_policy_judge(packet, &work->flow))
+		return 0;
+	conn->opened |= end;
+	conn->may |= end;
 	return 0;
 }
 

@@ -70,6 +70,7 @@ class Counter(IntEnum):
     NAME_ENTRY = 7
     NAME_SLOT = 8
     NAME_UNREADABLE = 9
+    NAME_REFUSED = 10
     MAX = 16
 
 
@@ -763,6 +764,34 @@ class PatternKey(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> PatternKey:
         return cls.of(*_PATTERN_KEY.unpack(raw))
+
+
+NAME_SHARE_SIZE = 8
+_NAME_SHARE = Struct("=II")
+
+
+class NameShare(NamedTuple):
+    """struct wag_name_share: 8 bytes."""
+
+    since: int
+    made: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.since,
+            self.made,
+        )
+
+    def pack(self) -> bytes:
+        return _NAME_SHARE.pack(self.since, self.made)
+
+    @classmethod
+    def of(cls, *v: Any) -> NameShare:
+        return cls(v[0], v[1])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NameShare:
+        return cls.of(*_NAME_SHARE.unpack(raw))
 
 
 TUPLE_SIZE = 40
@@ -1792,6 +1821,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_fragments": (FragmentKey, Fragment),
     "wag_health": (HealthKey, Health),
     "wag_maglev": (U32, Maglev),
+    "wag_name_shares": (U32, NameShare),
     "wag_names": (NameKey, Name),
     "wag_nat": (Tuple, Nat),
     "wag_nat_counts": (U32, NatCount),
@@ -1823,6 +1853,7 @@ CONFIG: dict[str, str] = {
     "wag_host_cookie": "cookie of the node's network namespace: its sockets may use 127.0.0.1:nodePort",
     "wag_loopback_nodeport": "1: the node's own sockets reach NodePorts by loopback addresses",
     "wag_masquerade": "1: what pods send out of the cluster gets the node's address",
+    "wag_names_share": "so many addresses of names one pod may add to wag_names in a minute",
     "wag_node_ip4": "IPv4 address of this node: source of SNAT; all zero when it has none",
     "wag_node_ip6": "IPv6 address of this node: source of SNAT; all zero when it has none",
     "wag_non_masquerade": "networks that know a way to pods: nothing sent there is masqueraded",
@@ -1844,6 +1875,7 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
         "wag_masquerade": (76, 1),
+        "wag_names_share": (604, 4),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
         "wag_non_masquerade": (80, 520),
@@ -1862,6 +1894,7 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
         "wag_masquerade": (76, 1),
+        "wag_names_share": (604, 4),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
         "wag_non_masquerade": (80, 520),
@@ -1880,6 +1913,7 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
         "wag_masquerade": (76, 1),
+        "wag_names_share": (604, 4),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
         "wag_non_masquerade": (80, 520),
@@ -1898,6 +1932,7 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
         "wag_masquerade": (76, 1),
+        "wag_names_share": (604, 4),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
         "wag_non_masquerade": (80, 520),
@@ -1916,6 +1951,7 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_host_cookie": (32, 8),
         "wag_loopback_nodeport": (40, 1),
         "wag_masquerade": (76, 1),
+        "wag_names_share": (604, 4),
         "wag_node_ip4": (0, 16),
         "wag_node_ip6": (16, 16),
         "wag_non_masquerade": (80, 520),

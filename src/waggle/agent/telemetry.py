@@ -199,6 +199,7 @@ _COUNTER_HELP = {
     "name_learned": "Addresses that DNS answers gave pods for names in their policies.",
     "name_entry": "Those that the pod had not been told lately.",
     "name_slot": "Names in policies that made room for another one of the same address.",
+    "name_refused": "Addresses that a pod may not use as it was told too many within a minute.",
     "name_unreadable": "DNS answers to pods with names in their policies that could not be read to their end.",
     "masquerade": "Flows of pods that left the cluster with the node's address.",
 }

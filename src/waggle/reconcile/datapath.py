@@ -201,6 +201,7 @@ class Datapath:
             "wag_masquerade": bytes([self.config.masquerade]),
             "wag_non_masquerade": pack_networks(self.config.non_masquerade),
             "wag_beside_proxy": bytes([self.beside_proxy]),
+            "wag_names_share": max(16, self.config.max_policy_names // 4).to_bytes(4, "little"),
             "wag_event_ns": EVENT_INTERVAL_NS.to_bytes(8, "little"),
             "wag_event_gap_ns": (10**9 // self.config.event_rate).to_bytes(8, "little"),
         }

@@ -65,6 +65,7 @@ POD_MAC, HOST_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 SNAT_PORTS = range(40000, 50001)
 #: All but 203.0.113.0/24 and 2001:db8:cb::/48, which are the outside.
 NON_MASQUERADE = ("10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "fd00::/8", "2001:db8::/64")
+NAMES_SHARE = 1000  # addresses that a pod may be told in a minute
 YOUNG = 128  # flows that may have begun and not be confirmed
 SIZES = {"wag_services": 4096, "wag_backends": 4096, "wag_nat": 1024, "wag_nat_young": YOUNG}
 PASS, DROP, REDIRECT = 0, 2, 7  # TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT
@@ -181,6 +182,7 @@ class Machine:
             "wag_masquerade": b"\1",
             "wag_non_masquerade": pack_networks(NON_MASQUERADE),
             "wag_beside_proxy": bytes(1),
+            "wag_names_share": NAMES_SHARE.to_bytes(4, "little"),
             "wag_event_ns": (60 * 10**9).to_bytes(8, "little"),  # longer than a test takes on a busy machine
             "wag_event_gap_ns": (10**9 // events_per_second).to_bytes(8, "little"),
         }
