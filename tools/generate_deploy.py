@@ -3,8 +3,8 @@
 The CRDs of ClusterNetworkPolicy and NodePolicy come from the structs that waggle reads, each in a file of its own: the
 first may be there already. Rights come from what the source really watches, privileges from what the agent keeps,
 values from settings. Templates take values in two ways only, which the tests can follow without Helm:
-`{{ … | toJson }}` for one value, and a line `{{- if .Values.… }}` up to `{{- end }}`. `--check` writes nothing and exits
-with 1 when a file is stale.
+`{{ … | toJson }}` for one value, and a line `{{- if .Values.… }}` up to `{{- end }}`. `--check` writes nothing and
+exits with 1 when a file is stale.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def test_ssh_gets_in_from_where_somebody_is_logged_in_and_no_one_else(node: Agen
 def test_confirmed_over_a_session_it_stays_and_cuts_what_it_does_not_allow(node: AgentNode) -> None:
     with session(node, 22) as shell, session(node, 2222) as old:
         assert old.says()
-        node.apply("policy", policy(policyTypes=["Ingress", "Egress"], ingress=SSH["ingress"]))
+        node.apply("policy", policy(**SSH))
         node.until(lambda: on_trial(node))
         assert old.says()
         ssh = f"{PEER4} {shell.port} {NODE4} 22"
