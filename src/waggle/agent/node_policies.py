@@ -155,8 +155,9 @@ class NodePolicies:
         if not self.state.confirmed and trial is None:
             return
         seconds = LOOK_SECONDS
-        if trial is not None:
-            seconds = min(seconds, max(trial.until_ns - clock().boottime_ns, 0) / 1e9 + 0.01)
+        now = clock()
+        if trial is not None and node_policy.is_live(trial, now):
+            seconds = min(seconds, (trial.until_ns - now.boottime_ns) / 1e9 + 0.01)
         self._timer = asyncio.get_running_loop().call_later(seconds, self._changed)
 
     # -- what people do -----------------------------------------------------------------------------------------
