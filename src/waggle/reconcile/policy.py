@@ -14,13 +14,24 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from waggle.abi._generated import ClassRangeKey, NameKey, NodePolicy, PatternKey, PolicyRun, PolicyState, PolicyStep
+from waggle.abi._generated import (
+    ClassRangeKey,
+    Endpoint,
+    EndpointFlag,
+    NameKey,
+    NodePolicy,
+    PatternKey,
+    PolicyRun,
+    PolicyState,
+    PolicyStep,
+)
 from waggle.abi.address import pack_address, unpack_address
 from waggle.abi.learned_names import in_force, pack_pattern
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
 from waggle.model.policy_rules import NO_RULE
 from waggle.plan.extents import ExtentAllocator
+from waggle.plan.policy_bridge import bridge
 from waggle.plan.policy_tables import (
     ALLOW,
     ANY,
@@ -55,6 +66,7 @@ class PolicyWriter:
 
     def __init__(self, maps: Mapping[str, Map], assign: Assign, *, keep: bool) -> None:
         self._policy = maps["wag_policy"]
+        self._endpoints = maps["wag_endpoints"]
         self._steps = maps["wag_policy_steps"]
         self._classes = maps["wag_classes"]
         self._ranges = maps["wag_class_ranges"]
@@ -139,6 +151,8 @@ class PolicyWriter:
         patterns = pack_patterns(tables.patterns)
         self._enter(wanted.items())
         self._set_patterns(patterns)
+        if not {_u64(key[:8]) for key in self._entries} <= tables.sets.keys():
+            self._cross(wanted, classes, ranges, tables)
         self._set_classes(classes)
         for key in sorted(ranges, reverse=True):  # the longest first: no address is left to a range that means others
             self._set_range(key, ranges[key])
@@ -151,6 +165,39 @@ class PolicyWriter:
         self._leave(self._entries.keys() - wanted.keys())
         self._forget_patterns(self._pattern_of.keys() - patterns.keys())
         return self._extents.retire()
+
+    def _cross(
+        self,
+        wanted: Mapping[bytes, Steps],
+        classes: Mapping[bytes, int],
+        ranges: Mapping[bytes, int],
+        tables: PolicyTables,
+    ) -> None:
+        """Pods get their sets, where those they have know nothing of the classes that are wanted (policy_bridge)."""
+        way = bridge(
+            (self._class_of, {_range_of(key): number for key, number in self._range_of.items()}),
+            (classes, {_range_of(key): number for key, number in ranges.items()}),
+            lambda address: SELF if self._is_own(address) else None,
+        )
+        sets = {_u64(key[:8]) for key in wanted}
+        via: dict[bytes, Steps] = {}
+        for policy_set in {_u64(key[:8]) for key in self._entries}:
+            for between, (old, new) in way.pairs.items():
+                steps = self._entries.get(pack_key(policy_set, new if policy_set in sets else old))
+                if steps is not None:
+                    via[pack_key(policy_set, between)] = steps
+        if len(via) + len(self._entries) > self._policy.info.max_entries:
+            return  # no room: for a moment addresses whose class changes are strangers to the sets that go
+        self._enter(via.items())
+        self._set_classes(way.addresses)
+        for (length, network), number in way.ranges.items():
+            self._set_range(ClassRangeKey(length, network).pack(), number)
+        self._assign(tables.pods)
+        self._set_node(tables.node)
+
+    def _is_own(self, address: bytes) -> bool:
+        raw = self._endpoints.lookup(address)
+        return raw is not None and bool(Endpoint.unpack(raw).flags & EndpointFlag.NODE)
 
     def settle(self, ticket: int) -> None:
         """No packet is on its way any more that could have seen what was removed before `ticket` was given."""
@@ -348,3 +395,8 @@ def _pattern_text(key: bytes) -> str:
 
 def _range_text(key: bytes) -> str:
     return f"{unpack_address(key[4:])}, {_u64(key[:4])} bits"
+
+
+def _range_of(key: bytes) -> tuple[int, bytes]:
+    found = ClassRangeKey.unpack(key)
+    return found.prefix, found.addr
