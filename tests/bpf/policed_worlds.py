@@ -274,6 +274,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Restart:
+    """Objects come or change while there is no agent."""
+
+    objects: tuple[Any, ...]
     probes: tuple[Probe, ...]
 
 
@@ -340,7 +343,8 @@ def step(choose: Choices) -> Step | None:
             gone = choose.often(None, choose.number(255), 3)
             return Change(objects if choose.number(3) else (), gone, probes(choose))
         case _:
-            return Restart(probes(choose))
+            objects = tuple(choose.few(lambda: any_object(choose), 2))
+            return Restart(objects, probes(choose))
 
 
 def sent(choose: Choices) -> Packet:

@@ -86,8 +86,8 @@ def run_step(comparison: PolicyComparison, step: Step) -> None:
                 comparison.put(*objects, probes=probes)
             if remove:
                 comparison.remove(*remove, probes=probes)
-        case Restart(probes):
-            comparison.restart(probes=probes)
+        case Restart(objects, probes):
+            comparison.restart(*objects, probes=probes)
 
 
 def explore(on: Machine, number: int, examples: int) -> Counter[str]:

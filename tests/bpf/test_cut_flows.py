@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from packets import CLIENT, REMOTE, A, B, both, tcp, udp
@@ -17,6 +17,11 @@ from waggle.testing.machine import DROP, REDIRECT, Machine
 ANY_CLASS = 2**64 - 1
 IN = 22  # B is asked by this set; what it sends is its own affair
 hooks = pytest.mark.parametrize("peer", [A, REMOTE], ids=["here", "elsewhere"])
+
+
+def middle(source: str, sport: int, target: str, dport: int) -> bytes:
+    """Of a TCP connection."""
+    return tcp(source, sport, target, dport, flags="A")
 
 
 class Guarded:
@@ -33,7 +38,7 @@ class Guarded:
         """Everybody may ask B, or nobody."""
         verdict = int(PolicyFlag.ALLOW) if allowed else 0
         self.revision += 1
-        self.node.maps["wag_policy_steps"].update(bytes(4), PolicyStep(0, 7, verdict).pack())
+        self.node.maps["wag_policy_steps"].update(bytes(4), PolicyStep(0, 7, verdict, 0, 0).pack())
         self.node.maps["wag_policy"].update(PolicyKey(IN, ANY_CLASS).pack(), PolicyRun(0, 1).pack())
         self.node.maps["wag_policy_state"].update(bytes(4), PolicyState(self.revision, int(keep)).pack())
 
@@ -78,16 +83,18 @@ def test_an_answer_on_its_way_does_not_open_what_was_cut(guarded: Guarded, v: in
 
 
 @both
-def test_what_was_cut_is_forgotten_when_an_open_flow_would_be(guarded: Guarded, v: int) -> None:
-    assert guarded.to_b(udp(A[v], 1000, B[v], 53), A[v]) == REDIRECT
+@pytest.mark.parametrize(("make", "opens"), [(udp, True), (middle, False)], ids=["udp", "tcp"])
+def test_half_a_minute_later_a_datagram_is_no_answer_any_more(
+    guarded: Guarded, v: int, make: Callable[..., bytes], opens: bool
+) -> None:
+    assert guarded.to_b(make(A[v], 1000, B[v], 53), A[v]) == REDIRECT
     guarded.say(allowed=False)
-    assert guarded.from_b(udp(B[v], 53, A[v], 1000)) == DROP
+    assert guarded.from_b(make(B[v], 53, A[v], 1000)) == DROP
     conns = guarded.node.maps["wag_conns"]
     ((key, raw),) = list(conns.dump())
     conn = Conn.unpack(raw)
-    # a long time ago, whenever this machine was started
-    conns.update(key, conn._replace(seen_ns=(conn.seen_ns - 3600 * 10**9) % 2**64).pack())
-    assert guarded.from_b(udp(B[v], 53, A[v], 1000)) == REDIRECT
+    conns.update(key, conn._replace(seen_ns=(conn.seen_ns - 31 * 10**9) % 2**64).pack())
+    assert guarded.from_b(make(B[v], 53, A[v], 1000)) == (REDIRECT if opens else DROP)
 
 
 @both

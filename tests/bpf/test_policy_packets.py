@@ -208,7 +208,7 @@ def test_the_middle_of_a_connection_that_nobody_remembers(policed: Policed, v: i
 def test_datagrams_do_not_say_who_asked(policed: Policed, v: int) -> None:
     policed.isolate(ingress=NOTHING, egress=steps(("UDP", 53, 53)))
     assert policed.sends(udp(A[v], 1000, REMOTE[v], 53))
-    policed.age(181)
+    policed.age(31)
     assert not policed.sends(udp(REMOTE[v], 53, A[v], 1000))
     assert policed.sends(udp(A[v], 1000, REMOTE[v], 53))
     assert policed.sends(udp(REMOTE[v], 53, A[v], 1000))
@@ -228,7 +228,7 @@ def test_a_port_that_is_used_again_by_the_other_end(policed: Policed, v: int, na
     policed.isolate(ingress=steps((name, 1000, 1000)), egress=NOTHING)
     if name == "UDP":  # nobody can tell it from an answer
         assert not policed.sends(make(REMOTE[v], 80, A[v], 1000))
-        policed.age(181)
+        policed.age(31)
     assert policed.sends(make(REMOTE[v], 80, A[v], 1000))
     assert policed.sends(make(A[v], 1000, REMOTE[v], 80, "A"))  # now the answer
     assert not policed.sends(make(A[v], 1001, REMOTE[v], 80))

@@ -25,7 +25,9 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ma
 
 #: A session: says back what it is told, line by line.
 ECHO = """
-import socket, sys, threading
+import ctypes, socket, sys, threading
+if len(sys.argv) > 2:
+    ctypes.CDLL(None).prctl(15, sys.argv[2].encode(), 0, 0, 0)
 s = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
 print("ready", flush=True)
 def talk(c):
@@ -46,6 +48,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
         run(made, made.netns, ECHO, "22")
         made.serve(made.peer, "outside", 8080)
         run(made, made.netns, ECHO, "2222")
+        run(made, made.netns, ECHO, "2022", "sshd")
         made.agent = made.start(log_level="debug")
         yield made
 
@@ -188,16 +191,24 @@ def test_ssh_gets_in_from_where_somebody_is_logged_in_and_no_one_else(node: Agen
     with session(node, 22):
         node.apply("policy", policy(**DENY, confirmSeconds=60))
         node.until(lambda: on_trial(node))
-        assert status(node)["trial"]["letIn"] == [f"{PEER4}: TCP 22"]
+        assert f"{PEER4}: TCP 22" in status(node)["trial"]["letIn"]
         assert reaches(node, NODE4, 22)
         assert not reaches(node, NODE6, 22)  # nobody was logged in from there
         assert not reaches(node, NODE4, 80)
 
 
+def test_whatever_sshd_listens_on_is_ssh(node: AgentNode) -> None:
+    with session(node, 2022):
+        node.apply("policy", policy(**DENY, confirmSeconds=60))
+        node.until(lambda: on_trial(node))
+        assert status(node)["trial"]["letIn"] == [f"{PEER4}: TCP 22", f"{PEER4}: TCP 2022"]
+        assert reaches(node, NODE4, 2022) and not reaches(node, NODE4, 2222)
+
+
 def test_confirmed_over_a_session_it_stays_and_cuts_what_it_does_not_allow(node: AgentNode) -> None:
     with session(node, 22) as shell, session(node, 2222) as old:
         assert old.says()
-        node.apply("policy", policy(policyTypes=["Ingress", "Egress"], ingress=SSH["ingress"]))
+        node.apply("policy", policy(**SSH))
         node.until(lambda: on_trial(node))
         assert old.says()
         ssh = f"{PEER4} {shell.port} {NODE4} 22"
@@ -308,6 +319,19 @@ def test_a_rule_that_is_taken_away_is_tried_too(node: AgentNode) -> None:
     node.until(lambda: reaches(node, NODE4, 80))
     node.apply("policy")  # what denies nothing any more waits for nobody
     node.until(lambda: status(node)["confirmed"] == [])
+
+
+def test_what_cannot_be_written_down_is_not_tried(node: AgentNode) -> None:
+    obstacle = node.state / "node-policies.tmp"
+    obstacle.mkdir()
+    try:
+        node.apply("policy", policy(**DENY))
+        node.until(lambda: any("cannot write" in one["reason"] for one in node.get("/status")["problems"]))
+        assert not on_trial(node) and reaches(node, NODE4, 80)
+    finally:
+        obstacle.rmdir()
+    node.until(lambda: on_trial(node))
+    assert not any("cannot write" in one["reason"] for one in node.get("/status")["problems"])
 
 
 def test_audited_it_only_tells(node: AgentNode) -> None:

@@ -65,7 +65,7 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
 	conn = wag_conn_find(packet, &work->key);
-	if (conn && !conn->may && !wag_begins(packet))
+	if (wag_conn_cut(conn, packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(ctx, packet, work, end);

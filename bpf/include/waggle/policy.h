@@ -644,6 +644,16 @@ WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
 	return true;
 }
 
+#define WAG_ANSWER_NS (30 * 1000000000ULL) /* so long after a flow was cut a datagram of it may be an answer */
+
+/* Is the packet part of a flow that was cut? Not one that begins a connection itself. */
+WAG_INLINE bool wag_conn_cut(const struct wag_conn *conn, const struct wag_packet *packet)
+{
+	if (!conn || conn->may || wag_begins(packet))
+		return false;
+	return wag_is_established(packet) || bpf_ktime_get_ns() - conn->seen_ns < WAG_ANSWER_NS;
+}
+
 /*
  * A flow that was cut: what is denied is what opened it. A reply that is on its way must not begin it anew, nor may the end
  * that was asked go on with what it had begun to send.
@@ -836,7 +846,7 @@ __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct 
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
 	conn = wag_conn_find(packet, &work->key);
-	if (conn && !conn->may && !wag_begins(packet))
+	if (wag_conn_cut(conn, packet))
 		reason = wag_policy_judge_as(packet, work, conn->opened);
 	else if (!wag_conn_open(conn))
 		reason = wag_policy_begin(ctx, packet, work, end);

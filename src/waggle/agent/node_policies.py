@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _FILE = "node-policies.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NOTHING = State()
+RETRY_SECONDS = 1.0
 LOOK_SECONDS = 60.0  # between two looks at what is essential, if nothing else has it looked at
 
 
@@ -61,8 +62,12 @@ class NodePolicies:
         self._changed = changed
         self.state = _NOTHING
         self.known = False  # what sources want has been compared with what is in force
+        self._lock = asyncio.Lock()  # of the state
+        self._in_force_until = 0  # the end of the trial that the kernel has, and since when it has it
+        self._in_force_since_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unreadable = ""
+        self._unwritten = ""  # why a change is not tried
 
     def load(self) -> None:
         """Reads what was in force. Blocking."""
@@ -75,14 +80,14 @@ class NodePolicies:
             log.error("%s", self._unreadable)
 
     async def plan(self) -> NodePlan | None:
-        """What is to be in force now; None for nothing. KernelError where that cannot be kept on disk: what was in
-        force stays so."""
+        """What is to be in force now; None for nothing. A change that cannot be kept on disk is not made."""
         own = self._store.nodes.get(self._node)
         labels = (own.metadata.labels or {}) if own is not None else {}
         wanted = node_policy.of_node(self._store.node_policies.values(), labels)
-        new = node_policy.follow(self.state, wanted, clock())
-        if new != self.state:
-            await asyncio.to_thread(self._enter, new)
+        async with self._lock:
+            new = node_policy.follow(self.state, wanted, clock())
+            if new != self.state:
+                await self._try_to_enter(new)
         self.known = True
         if not self.state.confirmed and self.state.trial is None:
             self._schedule(None)
@@ -91,6 +96,23 @@ class NodePolicies:
         trial = self.state.trial
         self._schedule(trial)
         return NodePlan(essentials, tuple(self.state.confirmed.values()), _planned(trial))
+
+    async def _try_to_enter(self, new: State) -> None:
+        try:
+            await asyncio.to_thread(self._enter, new)
+        except KernelError as error:
+            if str(error) != self._unwritten:
+                log.error("NodePolicies stay as they were, trying again: %s", error)
+            self._unwritten = str(error)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed)
+        else:
+            self._unwritten = ""
+
+    def written(self, until_ns: int) -> None:
+        """The kernel has what was planned last; the end of its trial, 0 for none."""
+        if until_ns != self._in_force_until:
+            self._in_force_until = until_ns
+            self._in_force_since_ns = clock().boottime_ns
 
     def _enter(self, new: State) -> None:
         """Makes this the state. Blocking."""
@@ -133,18 +155,25 @@ class NodePolicies:
         if not self.state.confirmed and trial is None:
             return
         seconds = LOOK_SECONDS
-        if trial is not None:
-            seconds = min(seconds, max(trial.until_ns - clock().boottime_ns, 0) / 1e9 + 0.01)
+        now = clock()
+        if trial is not None and node_policy.is_live(trial, now):
+            seconds = min(seconds, (trial.until_ns - now.boottime_ns) / 1e9 + 0.01)
         self._timer = asyncio.get_running_loop().call_later(seconds, self._changed)
 
     # -- what people do -----------------------------------------------------------------------------------------
 
     async def confirm(self, names: Sequence[str], by: Confirmation) -> dict[str, Any]:
         """What is on trial stays, all of it: so it was tried. ApiError says why not."""
+        async with self._lock:
+            return await self._confirm(names, by)
+
+    async def _confirm(self, names: Sequence[str], by: Confirmation) -> dict[str, Any]:
         trial = self._trial(names)
+        if self._in_force_until != trial.until_ns:
+            raise NotReady("what is on trial is not in force yet, or cannot be: see `waggle status`")
         warnings = []
         if not by.local:
-            await asyncio.to_thread(_check_session, by.session, trial)
+            await asyncio.to_thread(_check_session, by.session, self._in_force_since_ns)
         session = by.session
         if session is not None and not self._may_enter(trial, session.client, session.port):
             reason = (
@@ -164,17 +193,19 @@ class NodePolicies:
 
     async def revert(self, names: Sequence[str]) -> dict[str, Any]:
         """What is on trial is taken back now. ApiError says why not."""
-        trial = self._trial(names)
-        await asyncio.to_thread(self._enter, node_policy.refused(self.state))
+        async with self._lock:
+            trial = self._trial(names)
+            await asyncio.to_thread(self._enter, node_policy.refused(self.state))
         self._changed()
         return {"reverted": list(trial.changed)}
 
     async def retry(self) -> dict[str, Any]:
         """What was tried and not confirmed is tried again. ApiError where there is nothing."""
-        state = node_policy.expired(self.state, clock())
-        if not state.refused:
-            raise ApiError("there is no NodePolicy that was tried and not confirmed", 409)
-        await asyncio.to_thread(self._enter, State(state.confirmed))
+        async with self._lock:
+            state = node_policy.expired(self.state, clock())
+            if not state.refused:
+                raise ApiError("there is no NodePolicy that was tried and not confirmed", 409)
+            await asyncio.to_thread(self._enter, State(state.confirmed))
         self._changed()
         return {"tried": list(state.refused_names)}
 
@@ -203,7 +234,7 @@ class NodePolicies:
 
     def problems(self) -> list[Problem]:
         """What waits for somebody."""
-        found = [Problem("NodePolicies", self._unreadable)] if self._unreadable else []
+        found = [Problem("NodePolicies", reason) for reason in (self._unreadable, self._unwritten) if reason]
         now = clock()
         state = node_policy.expired(self.state, now)
         if state.trial is not None:
@@ -276,8 +307,8 @@ def _planned(trial: Trial | None) -> NodeTrial | None:
     return NodeTrial(tuple(trial.policies.values()), Guests(trial.guests, trial.ports), trial.until_ns)
 
 
-def _check_session(session: SshSession | None, trial: Trial) -> None:
-    """The connection that the command came over must be one that works under what is tried."""
+def _check_session(session: SshSession | None, since_ns: int) -> None:
+    """The connection that the command came over must have worked since then, under what is tried."""
     if session is None:
         raise ApiError(
             "this command runs in no SSH session that could show that you still get in. On the console of the machine, "
@@ -291,7 +322,7 @@ def _check_session(session: SshSession | None, trial: Trial) -> None:
             "there",
             409,
         )
-    since_ms = (clock().boottime_ns - trial.began_ns) // 10**6
+    since_ms = (clock().boottime_ns - since_ns) // 10**6
     if min(one.quiet_ms for one in found) > since_ms:
         raise ApiError(
             f"nothing has come by the SSH connection from {session.client}:{session.client_port} since the trial "

@@ -177,6 +177,7 @@ class Policies:
         else:
             tickets = [self.writer.write(delta) for delta in deltas]
         self._datapath.assign_policies()  # pods that nobody knows, too
+        self._own_policies.written(self.planner.tables.node.until_ns)
         self._behind = False
         for ticket in filter(None, tickets):
             asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.writer.settle, ticket)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from waggle.kernel.sockets import Connection, bound_sockets, connections, socket_owners
 
 SSH_PORT = 22
+SERVERS = ("sshd", "dropbear")
 _VARIABLE = b"SSH_CONNECTION="
 _MOST_ANCESTORS = 64
 
@@ -57,8 +58,14 @@ def parse(text: str) -> SshSession | None:
 
 
 def logged_in() -> tuple[set[int], set[str]]:
-    """(TCP ports that sshd listens on, addresses that are connected to one of them). Raises KernelError."""
+    """(TCP ports that sshd serves, addresses that are connected to one of them). Raises KernelError."""
     listening = {one.inode: one.port for one in bound_sockets() if one.protocol == "TCP"}
-    owners = socket_owners(listening)
-    ports = {SSH_PORT} | {listening[inode] for inode, owner in owners.items() if owner.startswith("sshd")}
-    return ports, {one.remote for one in connections() if one.local_port in ports}
+    served = {*listening.values()}
+    present = [one for one in connections() if one.local_port in served]
+    ports = {SSH_PORT}
+    # systemd may listen for it: then only the sessions are sshd's
+    sockets = listening | {one.inode: one.local_port for one in present}
+    for inode, owner in socket_owners(sockets).items():
+        if owner.startswith(SERVERS):
+            ports.add(sockets[inode])
+    return ports, {one.remote for one in present if one.local_port in ports}

@@ -34,6 +34,7 @@ class Connection(NamedTuple):
     remote: str
     remote_port: int
     quiet_ms: int
+    inode: int = 0
 
 
 def connections() -> list[Connection]:
@@ -101,7 +102,7 @@ def _connection(payload: bytes) -> Connection:
     for kind, value in _attributes(payload):
         if kind == _INFO:
             [quiet] = struct.unpack_from("=I", value, _LAST_DATA_RECV)
-    return Connection(local, int.from_bytes(port, "big"), remote, int.from_bytes(peer_port, "big"), quiet)
+    return Connection(local, int.from_bytes(port, "big"), remote, int.from_bytes(peer_port, "big"), quiet, parts[-1])
 
 
 def _attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:

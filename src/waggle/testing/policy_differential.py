@@ -198,13 +198,17 @@ class PolicyComparison:
         self.history.append(f"remove {kind.__name__} {key}")
         self._update(probes)
 
-    def restart(self, *, probes: Sequence[Probe] = ()) -> None:
-        """A new agent reads back what there is, plans anew, and makes it right."""
+    def restart(self, *objects: PolicyObject, probes: Sequence[Probe] = ()) -> None:
+        """A new agent reads back what there is, plans anew, and makes it right. `objects` came or changed before it."""
         self.history.append("restart")
+        for obj in objects:
+            self._objects[_FIELDS[type(obj)]][obj.key] = obj
+            self.history.append(f"meanwhile {type(obj).__name__} {msgspec.json.encode(obj).decode()}")
+        self._before = self.world, self.pending
+        self.world, self.pending = self._world(), self._unknown()
         self.planner = PolicyPlanner()
         self._tell_all()
         self.planner.plan()
-        self._before = self.world, self.pending
         self._probes = list(probes)
         self.writer = self._writer()
         self.writer.settle(self.writer.sync(self.planner.tables))
@@ -332,15 +336,19 @@ class PolicyComparison:
         to = destination or inner.source.address
         if self.machine.maps["wag_nat"].lookup(_tuple_key(inner.reversed())) is not None:
             return  # of a translated flow: it goes to whoever that belongs to (tests/bpf/test_policy_packets.py)
-        if source not in self.here and source not in self.own and not self.own.isdisjoint(self._ends(inner)):
-            return  # what goes between a pod and its node is on no wire, and nobody there can complain of it
+        if self._waits(inner):
+            return  # who is pending neither says nor gets anything that could be complained of
+        inside = {*self.own, inner.source.address} if source not in (*self.here, *self.own) else set()
+        if inner.destination.address in inside or inner.source.address in self.own & inside:
+            return  # between a pod and itself or its node, which nobody on a wire has seen
         protocol = "ICMPv6" if ":" in source else "ICMP"
         about = self._frame(inner, SYN)[14 : 14 + 128]
         head = struct.pack("!BBHI", 3 if protocol == "ICMP" else 1, 1, 0, 0)
         frame = ip_frame(_MACS, source, to, _NUMBERS[protocol], head + about)
         packet = PolicyPacket(protocol, End(source, 0), End(to, 0))
+        self.history.append(f"about {_named(inner)}:")
         if source != to and not self._waits(packet) and self._is_asked(packet):
-            is_about = not self._waits(inner) and self.flows.is_about_open(self.world, source, to, inner)
+            is_about = self.flows.is_about_open(self.world, source, to, inner)
             if is_about:
                 self._compare(packet, frame, wanted=True, what="error about a flow")
                 return
