@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 PORT = 8080
+OWN_DNS = "169.254.53.53"  # of the agent, which forwards what it does not know
 MANY = 60  # names that are asked for and used at once
 RECORDS = {
     "www.example.com": 1,
@@ -28,6 +29,7 @@ RECORDS = {
     "late.apps.example.com": 3,
     "gone.apps.example.com": 4,
     "target.example.com": 5,
+    "own.apps.example.com": 6,
 }
 RECORDS |= {f"n{n}.apps.example.com": 100 + n for n in range(MANY)}
 
@@ -42,7 +44,7 @@ POLICY = {
         "egress": [
             {
                 "action": "Accept",
-                "to": [{"networks": [f"{PEER4}/32", f"{PEER6}/128"]}],
+                "to": [{"networks": [f"{PEER4}/32", f"{PEER6}/128", f"{OWN_DNS}/32"]}],
                 "protocols": [{kind: {"destinationPort": {"number": 53}}} for kind in ("udp", "tcp")],
             },
             {
@@ -82,6 +84,16 @@ def world(number: int) -> tuple[str, str]:
 class Cluster(AgentNode):
     """A node with the pod t/client. The peer is the world, with a resolver."""
 
+    def asking(self, server: str) -> list[str]:
+        """The beginning of a command line whose names are resolved by a server."""
+        file = self.directory / f"resolv-{server}.conf"
+        file.write_text(f"nameserver {server}\noptions timeout:2 attempts:3\n")
+        mounted = f'mount --bind {file} /etc/resolv.conf && exec "$@"'
+        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", mounted, "sh"]
+
+    def run_agent(self) -> None:
+        self.agent = self.start(before=self.asking(PEER4), dns_address=OWN_DNS, metrics_address="127.0.0.1:9971")
+
     def fill(self) -> None:
         self.pod = f"{self.name}-client"
         subprocess.run(["ip", "netns", "add", self.pod], check=True)
@@ -97,8 +109,6 @@ class Cluster(AgentNode):
             subprocess.run(["ip", "-n", self.peer.name, *line.split()], check=True)
         self.serve(self.peer, "world", PORT)
         self._resolve()
-        self.resolv = self.directory / "resolv.conf"
-        self.resolv.write_text(f"nameserver {PEER4}\noptions timeout:2 attempts:3\n")
         self.apply("names", POLICY)
         self.until(lambda: self.reaches(world(1)[0]) == ["TimeoutError"], 20)
 
@@ -119,10 +129,9 @@ class Cluster(AgentNode):
         log = (self.directory / "dnsmasq.log").open("wb")
         self.running.append(subprocess.Popen(["nsenter", f"--net={self.peer}", "--", *command], stdout=log, stderr=log))
 
-    def ask(self, *names: str, timeout: float = 3.0) -> dict[tuple[str, str], str]:
+    def ask(self, *names: str, timeout: float = 3.0, server: str = PEER4) -> dict[tuple[str, str], str]:
         """What becomes of connections to names, from the pod: (name, address) → what the server says, or the error."""
-        mounted = f'mount --bind {self.resolv} /etc/resolv.conf && exec "$@"'
-        inside = ["nsenter", f"--net=/run/netns/{self.pod}", "unshare", "--mount", "sh", "-c", mounted, "sh"]
+        inside = ["nsenter", f"--net=/run/netns/{self.pod}", *self.asking(server)]
         command = [*inside, sys.executable, "-c", CLIENT, str(PORT), str(timeout), *names]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         found = (line.split(" ", 2) for line in done.stdout.splitlines())
@@ -141,7 +150,7 @@ class Cluster(AgentNode):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("names")) as made:
-        made.agent = made.start(metrics_address="127.0.0.1:9971")
+        made.run_agent()
         made.fill()
         yield made
 
@@ -197,6 +206,11 @@ def test_aliases_and_answers_by_tcp(cluster: Cluster) -> None:
     assert {row["pattern"] for row in cluster.names() if row["address"] in world(5)} == {"*.apps.example.com"}
 
 
+def test_the_nodes_own_server(cluster: Cluster) -> None:
+    found = cluster.ask("own.apps.example.com", timeout=0.9, server=OWN_DNS)
+    assert found == {("own.apps.example.com", address): "world" for address in world(6)}
+
+
 def test_without_the_agent_and_after_it(cluster: Cluster) -> None:
     cluster.ask("www.example.com")
     assert cluster.agent is not None
@@ -204,7 +218,7 @@ def test_without_the_agent_and_after_it(cluster: Cluster) -> None:
     assert cluster.reaches(world(1)[0], timeout=2) == ["world"]
     assert cluster.reaches(world(4)[0]) == ["TimeoutError"]
     assert set(cluster.ask("gone.apps.example.com").values()) == {"world"}  # learned while nobody is there
-    cluster.agent = cluster.start(metrics_address="127.0.0.1:9971")
+    cluster.run_agent()
     assert cluster.reaches(world(1)[0], world(4)[0], timeout=2) == ["world", "world"]
     assert cluster.reaches(world(2)[0]) == ["TimeoutError"]
     assert "gone.apps.example.com" in {row["name"] for row in cluster.names()}
