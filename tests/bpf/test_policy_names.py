@@ -389,7 +389,7 @@ def learner(loaded: Machine) -> Iterator[Named]:
 
 
 def learns(learner: Named, message: bytes) -> dict[str, tuple[set[int], int]]:
-    learner.forget("wag_names")
+    learner.forget("wag_names", "wag_name_shares")
     learner.is_told(4, message)
     return {one.address: (set(one.patterns), min(one.patterns.values())) for one in learner.learned}
 
