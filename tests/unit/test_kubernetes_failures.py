@@ -71,7 +71,7 @@ async def test_a_restart_of_the_api_keeps_everything(api: StandInApi, kubeconfig
         await api.start()
         await until(lambda: bench.key("new") in bench.store.services)
         await until(lambda: not bench.source.problems())
-        assert [informer.lists for informer in bench.source.informers] == [1] * 6
+        assert [informer.lists for informer in bench.source.informers] == [1] * 7
 
 
 async def test_one_answer_wakes_all_that_wait_for_the_api(tmp_path: Path) -> None:
