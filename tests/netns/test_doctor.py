@@ -151,7 +151,7 @@ def pod_elsewhere(node: AgentNode) -> tuple[str, str, str, str]:
 
 
 def pod_of_nobody(node: AgentNode) -> tuple[str, str, str, str]:
-    value = EndpointValue(7, EndpointFlag.POD, bytes(6), bytes(6), 0, -2)
+    value = EndpointValue(7, EndpointFlag.POD, bytes(6), bytes(6), 0, -2, 0, 0)
     pinned(node, "endpoints").update(pack_address(WRONG), value.pack())
     return "wag_endpoints", "", WRONG, "nobody has it"
 
