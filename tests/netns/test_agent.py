@@ -511,9 +511,9 @@ def test_disk_full_for_the_state(node: AgentNode) -> None:
 
 def test_few_file_descriptors(node: AgentNode) -> None:
     serve_one(node)
-    agent = node.start(before=["prlimit", "--nofile=128:128"])
+    agent = node.start(before=["prlimit", "--nofile=192:192"])
     assert works(node)
-    connections = [socket.socket(socket.AF_UNIX) for _ in range(128)]
+    connections = [socket.socket(socket.AF_UNIX) for _ in range(192)]
     try:
         for connection in connections:
             connection.settimeout(1)
