@@ -331,25 +331,25 @@ def _shrink_policy_meta(meta: ObjectMeta) -> None:
         force_setattr(meta, "annotations", {AUDIT_ANNOTATION: audit})
 
 
+def _plain_blocks(policy: NetworkPolicy | NodePolicy) -> None:
+    """Ranges as they are meant."""
+    blocks = [peer.ip_block for rule in policy.spec.ingress or () for peer in rule.from_ or ()]
+    blocks += [peer.ip_block for rule in policy.spec.egress or () for peer in rule.to or ()]
+    for block in blocks:
+        if block is not None:
+            force_setattr(block, "cidr", plain_range(block.cidr))
+            block.except_[:] = map(plain_range, block.except_)
+
+
 def _shrunk_policy(policy: NetworkPolicy) -> NetworkPolicy:
     _shrink_policy_meta(policy.metadata)
-    peers = [peer for rule in policy.spec.ingress or () for peer in rule.from_ or ()]
-    peers += [peer for rule in policy.spec.egress or () for peer in rule.to or ()]
-    for peer in peers:
-        if peer.ip_block is not None:
-            force_setattr(peer.ip_block, "cidr", plain_range(peer.ip_block.cidr))
-            peer.ip_block.except_[:] = map(plain_range, peer.ip_block.except_)
+    _plain_blocks(policy)
     return policy
 
 
 def _shrunk_node_policy(policy: NodePolicy) -> NodePolicy:
     _shrink_policy_meta(policy.metadata)
-    peers = [peer for rule in policy.spec.ingress or () for peer in rule.from_ or ()]
-    peers += [peer for rule in policy.spec.egress or () for peer in rule.to or ()]
-    for peer in peers:
-        if peer.ip_block is not None:
-            force_setattr(peer.ip_block, "cidr", plain_range(peer.ip_block.cidr))
-            peer.ip_block.except_[:] = map(plain_range, peer.ip_block.except_)
+    _plain_blocks(policy)
     return policy
 
 
