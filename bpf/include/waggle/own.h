@@ -55,8 +55,7 @@ WAG_INLINE bool wag_is_connected(wag_ctx *ctx, struct wag_packet *packet, struct
 __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
-	int reason = WAG_REASON_NONE;
-	struct wag_conn *conn;
+	int reason;
 	__u32 end;
 
 	if (!packet || !work)
@@ -64,11 +63,8 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 	work->flow = packet->tuple;
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	conn = wag_conn_find(packet, &work->key);
-	if (wag_conn_cut(conn, packet))
-		reason = wag_policy_judge_as(packet, work, conn->opened);
-	else if (!wag_conn_open(conn))
-		reason = wag_policy_begin(ctx, packet, work, end);
+	work->now = bpf_ktime_get_ns();
+	reason = wag_policy_go_on(ctx, packet, work, end);
 	if (!reason)
 		wag_policy_audits(packet);
 	/* what was there when the trial began goes on until it is confirmed: no socket that it keeps from connecting is connected */

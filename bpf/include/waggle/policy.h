@@ -165,6 +165,7 @@ struct wag_name_query {
 /* What does not fit on the stack. */
 struct wag_policy_work {
 	struct wag_tuple flow; /* as it is judged */
+	__u64 now;             /* CLOCK_MONOTONIC, read once for a packet */
 	struct wag_tuple back; /* the same, turned round */
 	struct wag_tuple key;  /* of wag_conns */
 	struct wag_tuple inner; /* what an ICMP error is about */
@@ -608,37 +609,34 @@ WAG_INLINE __u32 wag_policy_revision(const struct wag_packet *packet, const stru
 }
 
 /* The flow, if it is known; judged by the policies of now. */
-static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_tuple *key)
+static __noinline struct wag_conn *wag_conn_find(struct wag_packet *packet, struct wag_policy_work *work)
 {
 	struct wag_policy_state *state;
 	struct wag_conn *conn;
 	__u32 zero = 0;
 
-	if (!packet || !key)
+	if (!packet || !work)
 		return NULL;
-	conn = bpf_map_lookup_elem(&wag_conns, key);
+	conn = bpf_map_lookup_elem(&wag_conns, &work->key);
 	state = bpf_map_lookup_elem(&wag_policy_state, &zero);
-	if (!conn || !state || !wag_conn_lives(conn, key->proto, bpf_ktime_get_ns()))
+	if (!conn || !state || !wag_conn_lives(conn, work->key.proto, work->now))
 		return NULL;
 	if (conn->revision != wag_policy_revision(packet, state)) {
 		__u32 revision = wag_policy_revision(packet, state);
 
 		barrier(); /* what is read from now on is at least as new */
 		if (!state->keep)
-			wag_conn_review(packet, key, conn);
+			wag_conn_review(packet, &work->key, conn);
 		conn->revision = revision;
 	}
 	return conn;
 }
 
 /* Is it open? Packets of one that is cut do not make it live longer. */
-WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
+WAG_INLINE bool wag_conn_open(struct wag_conn *conn, __u64 now)
 {
-	__u64 now;
-
 	if (!conn || !conn->may)
 		return false;
-	now = bpf_ktime_get_ns();
 	if (now - conn->seen_ns > WAG_CONN_COARSE_NS)
 		conn->seen_ns = now;
 	return true;
@@ -647,11 +645,11 @@ WAG_INLINE bool wag_conn_open(struct wag_conn *conn)
 #define WAG_ANSWER_NS (30 * 1000000000ULL) /* so long after a flow was cut a datagram of it may be an answer */
 
 /* Is the packet part of a flow that was cut? Not one that begins a connection itself. */
-WAG_INLINE bool wag_conn_cut(const struct wag_conn *conn, const struct wag_packet *packet)
+WAG_INLINE bool wag_conn_cut(const struct wag_conn *conn, const struct wag_packet *packet, __u64 now)
 {
 	if (!conn || conn->may || wag_begins(packet))
 		return false;
-	return wag_is_established(packet) || bpf_ktime_get_ns() - conn->seen_ns < WAG_ANSWER_NS;
+	return wag_is_established(packet) || now - conn->seen_ns < WAG_ANSWER_NS;
 }
 
 /*
@@ -756,11 +754,21 @@ static __noinline int wag_policy_begin(wag_ctx *ctx, struct wag_packet *packet, 
 	}
 	if (reason)
 		return reason;
-	work->conn.seen_ns = bpf_ktime_get_ns();
+	work->conn.seen_ns = work->now;
 	work->conn.opened = work->conn.may = end;
 	work->conn.pattern = work->pattern;
 	bpf_map_update_elem(&wag_conns, &work->key, &work->conn, BPF_ANY);
 	return WAG_REASON_NONE;
+}
+
+/* May the flow of work->key go on, or begin with this packet? `end`: who sends it. Returns enum wag_reason. */
+WAG_INLINE int wag_policy_go_on(wag_ctx *ctx, struct wag_packet *packet, struct wag_policy_work *work, __u32 end)
+{
+	struct wag_conn *conn = wag_conn_find(packet, work);
+
+	if (wag_conn_cut(conn, packet, work->now))
+		return wag_policy_judge_as(packet, work, conn->opened);
+	return wag_conn_open(conn, work->now) ? WAG_REASON_NONE : wag_policy_begin(ctx, packet, work, end);
 }
 
 #define WAG_DNS_PORT 53
@@ -819,6 +827,14 @@ WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const stru
 	       !wag_endpoint_is(wag_endpoint_find(&packet->tuple.src), WAG_ENDPOINT_POD);
 }
 
+/* What is judged: the source as it was sent, and the destination as it will be. */
+WAG_INLINE void wag_policy_flow(struct wag_policy_work *work, const struct wag_packet *packet, const struct wag_tuple *to)
+{
+	work->flow = packet->tuple;
+	work->flow.dst = to->dst;
+	work->flow.dport = to->dport;
+}
+
 /*
  * May the packet go on to `to`, where it is about to be sent? Returns enum wag_reason. For wag_admits alone. A global function,
  * as wag_parse is.
@@ -826,30 +842,25 @@ WAG_INLINE bool wag_policy_complains(const struct wag_packet *packet, const stru
 __noinline int wag_policy_admit(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	struct wag_policy_work *work = wag_policy_work_get();
-	int reason = WAG_REASON_NONE;
 	struct wag_conn *conn;
+	int reason;
 	__u32 end;
 
 	if (!packet || !to || !work)
 		return WAG_REASON_POLICY_EGRESS;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
+	work->now = bpf_ktime_get_ns();
 	if (wag_policy_complains(packet, work, to)) {
 		wag_conn_key(&work->key, &work->inner);
-		conn = wag_conn_find(packet, &work->key);
-		if (conn ? wag_conn_open(conn) : wag_conn_judge(packet, &work->key, 3))
+		conn = wag_conn_find(packet, work);
+		if (conn ? wag_conn_open(conn, work->now) : wag_conn_judge(packet, &work->key, 3))
 			return WAG_REASON_NONE;
 	}
-	work->flow = packet->tuple;
-	work->flow.dst = to->dst;
-	work->flow.dport = to->dport;
+	wag_policy_flow(work, packet, to);
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	conn = wag_conn_find(packet, &work->key);
-	if (wag_conn_cut(conn, packet))
-		reason = wag_policy_judge_as(packet, work, conn->opened);
-	else if (!wag_conn_open(conn))
-		reason = wag_policy_begin(ctx, packet, work, end);
+	reason = wag_policy_go_on(ctx, packet, work, end);
 	if (reason)
 		return reason;
 	if (work->flow.sport == bpf_htons(WAG_DNS_PORT))
@@ -871,9 +882,7 @@ static __noinline int wag_policy_pending(struct wag_packet *packet, struct wag_t
 		return WAG_REASON_POLICY_PENDING;
 	if (wag_addr_equal(&packet->tuple.src, &to->dst))
 		return WAG_REASON_NONE;
-	work->flow = packet->tuple;
-	work->flow.dst = to->dst;
-	work->flow.dport = to->dport;
+	wag_policy_flow(work, packet, to);
 	return wag_policy_judge(packet, &work->flow);
 }
 

@@ -1190,14 +1190,15 @@ class NameQuery(NamedTuple):
         return cls.of(*_NAME_QUERY.unpack(raw))
 
 
-POLICY_WORK_SIZE = 320
-_POLICY_WORK = Struct("=16s16sHHB3x16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
+POLICY_WORK_SIZE = 328
+_POLICY_WORK = Struct("=16s16sHHB3xQ16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 320 bytes."""
+    """struct wag_policy_work: 328 bytes."""
 
     flow: Tuple
+    now: int
     back: Tuple
     key: Tuple
     inner: Tuple
@@ -1214,6 +1215,7 @@ class PolicyWork(NamedTuple):
     def values(self) -> tuple[Any, ...]:
         return (
             *self.flow.values(),
+            self.now,
             *self.back.values(),
             *self.key.values(),
             *self.inner.values(),
@@ -1231,6 +1233,7 @@ class PolicyWork(NamedTuple):
     def pack(self) -> bytes:
         return _POLICY_WORK.pack(
             *self.flow.values(),
+            self.now,
             *self.back.values(),
             *self.key.values(),
             *self.inner.values(),
@@ -1249,18 +1252,19 @@ class PolicyWork(NamedTuple):
     def of(cls, *v: Any) -> PolicyWork:
         return cls(
             Tuple.of(v[0], v[1], v[2], v[3], v[4]),
-            Tuple.of(v[5], v[6], v[7], v[8], v[9]),
-            Tuple.of(v[10], v[11], v[12], v[13], v[14]),
-            Tuple.of(v[15], v[16], v[17], v[18], v[19]),
-            Conn.of(v[20], v[21], v[22], v[23], v[24]),
-            NameKey.of(v[25], v[26]),
-            NameQuery.of(v[27], v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38]),
-            v[39],
+            v[5],
+            Tuple.of(v[6], v[7], v[8], v[9], v[10]),
+            Tuple.of(v[11], v[12], v[13], v[14], v[15]),
+            Tuple.of(v[16], v[17], v[18], v[19], v[20]),
+            Conn.of(v[21], v[22], v[23], v[24], v[25]),
+            NameKey.of(v[26], v[27]),
+            NameQuery.of(v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38], v[39]),
             v[40],
             v[41],
             v[42],
             v[43],
             v[44],
+            v[45],
         )
 
     @classmethod
