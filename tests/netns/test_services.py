@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ma
 
 VIPS = ("198.51.100.10", "2001:db8:100::10")
 EXTERNAL = ("203.0.113.5", "2001:db8:113::5")
+# that no other test asks: UDP flows stay where they are when nothing serves any more, and ports are used again
+UNASKED = ("198.51.100.11", "2001:db8:100::11")
+UNASKED_PORTS = {"TCP": 32411, "UDP": 32412}
 CLIENT = {"10.77.0.2", "fd00:77::2"}
 NODES = {1: ("10.77.0.11", "fd00:77::11"), 2: ("10.77.0.12", "fd00:77::12")}
 
@@ -44,7 +47,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             pod("asker-1", "sleep", "infinity", nodeName="node1"),
             pod("asker-2", "sleep", "infinity", nodeName="node2"),
         )
-        for address in (*VIPS, *EXTERNAL):
+        for address in (*VIPS, *EXTERNAL, *UNASKED):
             hop = NODES[1][":" in address]
             made.run("exec", "client", "--", "ip", "route", "add", address, "via", hop)
         yield made
@@ -52,9 +55,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         made.close()
 
 
-def balanced(name: str, **spec: Any) -> dict[str, Any]:
-    document = service(name, type="LoadBalancer", selector={"app": "web"}, externalIPs=list(EXTERNAL), **spec)
-    document["status"] = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in VIPS]}}
+def balanced(name: str, vips: tuple[str, str] = VIPS, **spec: Any) -> dict[str, Any]:
+    spec = {"type": "LoadBalancer", "selector": {"app": "web"}, "externalIPs": list(EXTERNAL)} | spec
+    document = service(name, **spec)
+    document["status"] = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in vips]}}
     return document
 
 
@@ -212,14 +216,15 @@ def test_session_affinity(lab: Lab, one: Any) -> None:
 
 
 def test_nothing_behind_it_is_told_at_once(lab: Lab, one: Any) -> None:
-    document = balanced("web-lb")
-    document["spec"]["selector"] = {"app": "nothing"}
+    document = balanced("nothing-lb", UNASKED, selector={"app": "nothing"})
+    for port in document["spec"]["ports"]:
+        port["nodePort"] = UNASKED_PORTS[port["protocol"]]
     found = one(document)
     refused = {"Connection refused"}
     begin = time.monotonic()
-    assert_none(lab.ask("asker-1", *every(found["clusterIPs"], 1), *every(VIPS, 1)), refused)
-    assert_none(bare(lab, "asker-1", 1, *every(found["clusterIPs"], 1), *every(VIPS, 1)), refused)
-    assert_none(lab.ask("client", *every(VIPS, 1), *node_ports(found, 1, 1), *node_ports(found, 2, 1)), refused)
+    assert_none(lab.ask("asker-1", *every(found["clusterIPs"], 1), *every(UNASKED, 1)), refused)
+    assert_none(bare(lab, "asker-1", 1, *every(found["clusterIPs"], 1), *every(UNASKED, 1)), refused)
+    assert_none(lab.ask("client", *every(UNASKED, 1), *node_ports(found, 1, 1), *node_ports(found, 2, 1)), refused)
     assert time.monotonic() - begin < 3, "somebody waited"
 
 
