@@ -53,7 +53,7 @@ class CpuMeter:
             int(field) / _TICKS for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
         )
         busy = user + nice + system + irq + softirq
-        own = {pid: _cpu_of(pid) for pid in (*self._softirq, *self._own())}
+        own = {pid: cpu_seconds(pid) for pid in (*self._softirq, *self._own())}
         for key, who in ((0, resource.RUSAGE_SELF), (-1, resource.RUSAGE_CHILDREN)):
             usage = resource.getrusage(who)
             own[key] = usage.ru_utime + usage.ru_stime
@@ -70,7 +70,7 @@ class CpuMeter:
         return Disturbance(foreign / total, (after.stolen - before.stolen) / total)
 
 
-def _cpu_of(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Seconds of CPU a process has used, all threads; 0 when it has ended."""
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS if len(fields) > 12 else 0.0

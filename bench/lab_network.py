@@ -48,12 +48,7 @@ class LabNetwork:
 
     def __enter__(self) -> LabNetwork:
         try:
-            settings = [
-                part
-                for name, value in self._settings.items()
-                for part in ("--set", f"{name.replace('_', '-')}={value}")
-            ]
-            waggle("lab", "up", "--name", self.name, "--nodes", "2", *settings, timeout=120)
+            self.change(**self._settings)
             self._apply()
         except BaseException:
             self.close()
@@ -67,6 +62,11 @@ class LabNetwork:
         """Remove everything; safe to call more than once."""
         waggle("lab", "down", "--name", self.name, timeout=120)
 
+    def change(self, **settings: str) -> None:
+        """Bring the lab up with these settings of the agents; where it is, agents with other ones are restarted."""
+        given = [part for name, value in settings.items() for part in ("--set", f"{name.replace('_', '-')}={value}")]
+        waggle("lab", "up", "--name", self.name, "--nodes", "2", *given, timeout=120)
+
     def client(self) -> Place:
         return self._places["client"]
 
@@ -76,6 +76,10 @@ class LabNetwork:
     def pids(self) -> list[int]:
         """Every process of the lab: servers and agents."""
         return processes.pids_below(self.lab.cgroup)
+
+    def agents(self) -> list[int]:
+        """Their processes alone."""
+        return [pid for node in self.lab.nodes(2) for pid in processes.pids_below(node.agent_cgroup)]
 
     def program(self, services: int) -> None:
         """Have that many Services, the two that are measured included; returns when every node has them in its maps."""

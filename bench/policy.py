@@ -1,9 +1,12 @@
-"""What policies cost: the same pods in labs without policies, with 1, 100 and 1,000 that apply, and with 10,000 pods
-elsewhere.
+"""What policies cost: pods with and without 1, 100 and 1,000 policies that apply to them, and 10,000 pods elsewhere;
+and what flow events cost.
+
+There are two labs. One of them has what is measured and the other has not, their runs take turns, a fraction of a
+second apart, and at half time they change roles: labs that are made alike differ by more than policies cost, for as
+long as they live, and a machine is now slower and now faster.
 
 Every policy selects every pod that is measured, in both directions. One of them allows what is measured; the others
-allow somebody else on some other port, so that each has to be there and none decides. The lab without policies with
-`flow-events: off` says what events cost.
+allow somebody else on some other port, so that each has to be there and none decides.
 """
 
 from __future__ import annotations
@@ -11,22 +14,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from bench import objects
+from bench.disturbance import CpuMeter, cpu_seconds
 from bench.east_west import drop_time_wait
 from bench.figures import Figures
 from bench.lab_network import Direct, LabNetwork, remove_leftover_labs
 from bench.places import BenchError
-from bench.rounds import measure
-from bench.traffic import ClientSettings, Sample, cpus
+from bench.rounds import rotated, sampled
+from bench.traffic import ClientSettings, cpus
+from waggle.abi._generated import Endpoint, EndpointFlag
 from waggle.abi.address import pack_address
 from waggle.kernel.maps import Map
 from waggle.lab import processes
@@ -41,12 +48,13 @@ _APPS = 1000  # what remote pods and policies are divided into
 _FILES_OF = 500
 _FIRST_REMOTE = IPv4Address("10.192.0.0")
 _LIMIT = 180.0
+_IDLE = 0.08  # of one CPU, of all agents together
 _LABELS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One lab."""
+    """What the lab has, besides its pods."""
 
     name: str
     title: str
@@ -54,78 +62,121 @@ class Case:
     remote_pods: int = 0
     events: str = "all"
 
+    @property
+    def base(self) -> str:
+        """The way without it that takes turns with it."""
+        return f"{self.name}/{NO_POLICY}"
 
+
+BASE = Case(NO_POLICY, "no policy")
 CASES = (
-    Case(NO_POLICY, "no policy"),
     Case("policies-1", "1 policy", 1),
     Case("policies-100", "100 policies", 100),
     Case("policies-1000", "1,000 policies", 1000),
     Case("remote-10000", "1,000 policies and 10,000 pods elsewhere", 1000, 10_000),
-    Case("quiet", "no policy, flow-events: off", events="off"),
+    Case("quiet", "flow-events: off", events="off"),
 )
 
 
 def measure_policy(options: argparse.Namespace, figures: Figures, progress: Callable[[str], None]) -> None:
-    """Every test, on one node and across, in every lab; skips what `figures` holds already."""
+    """Every test, on one node and across, in every case; skips what `figures` holds already. There are `options.rounds`
+    rounds in each role, numbered on from the first to the second."""
     tests = [test for test in options.policy_tests if test.key in TESTS]
     cells = [(placement, test) for placement in options.places for test in tests]
-    wanted = options.rounds * len(CASES)
-
-    def is_there(placement: str, test: str) -> bool:
-        return figures.complete(KEY, wanted, placement=placement, test=test)
-
-    if all(is_there(placement, test.key) for placement, test in cells):
+    wanted = 4 * options.rounds * len(cells)
+    todo = [case for case in CASES if not figures.complete(KEY, wanted, case=case.name)]
+    if not todo or not cells:
         return
     remove_leftover_labs()
     client_cpu, server_cpu = cpus()
     settings = ClientSettings(options.seconds, options.warmup, options.close, client_cpu, options.attempts)
+    rows = figures.rows(KEY)
     with ExitStack() as stack:
-        ways = []
-        facts = figures.document.setdefault("policy_tables", {})
-        for number, case in enumerate(CASES):
-            progress(f"lab: {case.title}")
-            tag = f"policy{chr(ord('a') + number)}"
-            network = stack.enter_context(LabNetwork(options.servers, server_cpu, tag, flow_events=case.events))
-            facts[case.name] = fill(network, case)
-            ways.append(Direct(network, options.family, case.name, case.title))
-        figures.save()
-        drop_time_wait(ways)
-        for placement, test in cells:
-            if is_there(placement, test.key):
-                continue
-            progress(f"policy, {placement}: {test.title}")
-            rows = figures.rows(KEY)
-
-            def record(sample: Sample, rows: list[dict[str, object]] = rows) -> None:
-                rows.append(dataclasses.asdict(sample))
-
-            measure(ways, test, placement, 0, options.rounds, settings, record)
+        labs = []
+        for tag in ("policya", "policyb"):
+            network = stack.enter_context(LabNetwork(options.servers, server_cpu, tag, flow_events=BASE.events))
+            labs.append(_Lab(network, figures.document.setdefault("policy_tables", {})))
+        drop_time_wait([lab.way(options.family, BASE.name, BASE.title) for lab in labs])
+        meter = CpuMeter(lambda: {pid for lab in labs for pid in lab.network.pids()})
+        for case in todo:
+            for half, (subject, other) in enumerate(itertools.permutations(labs)):
+                other.become(BASE)
+                subject.become(case)
+                ways = [
+                    other.way(options.family, case.base, BASE.title),
+                    subject.way(options.family, case.name, case.title),
+                ]
+                for placement, test in cells:
+                    progress(f"{case.title}, {placement}: {test.title}, {('first', 'second')[half]} half")
+                    for number in range(half * options.rounds, (half + 1) * options.rounds):
+                        for way in rotated(ways, number):
+                            sample = sampled(way, test, placement, 0, number, settings, meter)
+                            rows.append(dataclasses.asdict(sample) | {"case": case.name})
             figures.save()
 
 
-def fill(network: LabNetwork, case: Case) -> dict[str, Any]:
-    """Gives a lab its policies and remote pods, waits until they are in force, and says what the tables of the first
-    node then hold."""
-    _write(network, "remote", remote_pods(case.remote_pods))
-    _write(network, "policy", policies(case.policies))
-    node = network.lab.nodes(2)[0]
-    tables = {name: Map.pinned(node.bpf / "maps" / name) for name in MAPS}
-    try:
-        if case.policies:
-            _until(lambda: _peers(tables) >= case.remote_pods and _entries(tables) > 0, f"{case.title}: not in force")
-            _until(lambda: _is_quiet(tables), f"{case.title}: the tables do not settle")
-        return {
-            "policies": case.policies,
-            "remote_pods": case.remote_pods,
-            "entries": _entries(tables),
-            "classes": _peers(tables),
-            "bytes": {name: table.memory_bytes() for name, table in tables.items()},
-            "agent_bytes": agent_bytes(node),
-            "enforcement_ms": enforcement(network, tables["wag_classes"]) if case.remote_pods else [],
-        }
-    finally:
-        for table in tables.values():
-            table.close()
+class _Lab:
+    """Gives a lab what a case asks for, and takes it away again. `facts`: what was found of each case, once."""
+
+    def __init__(self, network: LabNetwork, facts: dict[str, dict[str, Any]]) -> None:
+        self.network = network
+        self._facts = facts
+        self._now = BASE
+
+    def way(self, family: int, name: str, title: str) -> Direct:
+        return Direct(self.network, family, name, title)
+
+    def become(self, case: Case) -> None:
+        """Returns when it is in force on both nodes, and the agents are idle."""
+        before, self._now = self._now, case
+        if case.events != before.events:
+            self.network.change(flow_events=case.events)
+        if case.remote_pods != before.remote_pods:
+            _write(self.network, "remote", remote_pods(case.remote_pods))
+        if case.policies != before.policies:
+            _write(self.network, "policy", policies(case.policies))
+        for node in self.network.lab.nodes(2):
+            with contextlib.closing(Map.pinned(node.bpf / "maps" / "wag_endpoints")) as endpoints:
+                _until(partial(_isolated, endpoints, bool(case.policies)), f"{case.title}: not in force")
+            with contextlib.closing(Map.pinned(node.bpf / "maps" / "wag_classes")) as classes:
+                _until(partial(_holds, classes, case.remote_pods), f"{case.title}: pods are not known")
+        _until(lambda: _cpu_share(self.network.agents()) < _IDLE, f"{case.title}: the agents do not become idle")
+        if case.name not in self._facts:
+            self._facts[case.name] = self._found(case)
+
+    def _found(self, case: Case) -> dict[str, Any]:
+        """What the tables of the first node hold and weigh, and how fast it follows."""
+        node = self.network.lab.nodes(2)[0]
+        with ExitStack() as stack:
+            tables = {
+                name: stack.enter_context(contextlib.closing(Map.pinned(node.bpf / "maps" / name))) for name in MAPS
+            }
+            return {
+                "policies": case.policies,
+                "remote_pods": case.remote_pods,
+                "entries": _count(tables["wag_policy"]),
+                "classes": _count(tables["wag_classes"]),
+                "bytes": {name: table.memory_bytes() for name, table in tables.items()},
+                "agent_bytes": agent_bytes(node),
+                "enforcement_ms": enforcement(self.network, tables["wag_classes"]) if case.remote_pods else [],
+            }
+
+
+def _isolated(endpoints: Map, wanted: bool) -> bool:
+    """Have all pods of a node policies in both directions, or none of them any?"""
+    pods = [Endpoint.unpack(value) for _, value in endpoints.dump()]
+    found = {
+        bool(sets) for pod in pods if pod.flags & EndpointFlag.POD for sets in (pod.ingress_policy, pod.egress_policy)
+    }
+    return found == {wanted}
+
+
+def _cpu_share(pids: Iterable[int], seconds: float = 0.4) -> float:
+    """Of one CPU, that processes take now."""
+    pids = list(pids)
+    before = sum(map(cpu_seconds, pids))
+    time.sleep(seconds)
+    return (sum(map(cpu_seconds, pids)) - before) / seconds
 
 
 def agent_bytes(node: NodeLayout) -> int:
@@ -160,18 +211,12 @@ def enforcement(network: LabNetwork, classes: Map) -> list[float]:
     return found
 
 
-def _peers(tables: dict[str, Map]) -> int:
-    return sum(1 for _ in tables["wag_classes"].dump())
+def _holds(table: Map, entries: int) -> bool:
+    return _count(table) >= entries
 
 
-def _entries(tables: dict[str, Map]) -> int:
-    return sum(1 for _ in tables["wag_policy"].dump())
-
-
-def _is_quiet(tables: dict[str, Map]) -> bool:
-    before = tables["wag_policy_state"].lookup(bytes(4))
-    time.sleep(2)
-    return before == tables["wag_policy_state"].lookup(bytes(4))
+def _count(table: Map) -> int:
+    return sum(1 for _ in table.dump())
 
 
 def _until(condition: Callable[[], bool], otherwise: str) -> None:
@@ -183,7 +228,7 @@ def _until(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 def _write(network: LabNetwork, name: str, documents: Iterable[dict[str, Any]]) -> None:
-    """Manifests of all nodes, complete as soon as they have their name."""
+    """Manifests of all nodes, in place of those of that name; complete as soon as they have theirs."""
     part: list[str] = []
 
     def flush(number: int) -> None:
@@ -192,13 +237,18 @@ def _write(network: LabNetwork, name: str, documents: Iterable[dict[str, Any]]) 
             temporary.write_text("".join(part))
             temporary.rename(network.lab.manifests / f"bench-{name}-{number:05d}.yaml")
             part.clear()
+            written.add(f"bench-{name}-{number:05d}.yaml")
 
+    written: set[str] = set()
     number = 0
     for number, document in enumerate(documents, 1):
         part.append(f"---\n{json.dumps(document)}\n")
         if number % _FILES_OF == 0:
             flush(number)
     flush(number + 1)
+    for path in network.lab.manifests.glob(f"bench-{name}-*.yaml"):
+        if path.name not in written:
+            path.unlink()
 
 
 def policies(count: int) -> Iterator[dict[str, Any]]:

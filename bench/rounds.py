@@ -34,7 +34,7 @@ def measure(
     meter = CpuMeter(lambda: {pid for way in ways for pid in way.processes()})
     for number in range(rounds):
         for way in rotated(ways, number):
-            record(_sample(way, test, placement, services, number, settings, meter))
+            record(sampled(way, test, placement, services, number, settings, meter))
 
 
 def rotated(these: Sequence[T], number: int) -> Sequence[T]:
@@ -43,9 +43,11 @@ def rotated(these: Sequence[T], number: int) -> Sequence[T]:
     return (*these[shift:], *these[:shift])
 
 
-def _sample(
+def sampled(
     way: Way, test: Test, placement: str, services: int, number: int, settings: ClientSettings, meter: CpuMeter
 ) -> Sample:
+    """One way, measured once; again where something else took CPU time."""
+
     def run() -> dict[str, float]:
         way.prepare()
         found = run_client(way.client, way.targets(placement, test), test, settings)
