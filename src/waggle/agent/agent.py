@@ -589,6 +589,7 @@ class Agent:
 
         def look() -> None:
             self._pods_due = True
+            self.policies.pods_changed()
             self._dns_clients = None
             self._dirty.set()
 

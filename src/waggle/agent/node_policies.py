@@ -79,6 +79,11 @@ class NodePolicies:
             self._unreadable = f"{self._file} cannot be read ({error}): every NodePolicy has to be confirmed again"
             log.error("%s", self._unreadable)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether `plan` may say something else than before, or than that there is nothing."""
+        return bool(self._store.node_policies) or self.state != _NOTHING or not self.known
+
     async def plan(self) -> NodePlan | None:
         """What is to be in force now; None for nothing. A change that cannot be kept on disk is not made."""
         own = self._store.nodes.get(self._node)

@@ -103,6 +103,8 @@ class Policies:
         self._found: Mapping[bytes, Sets] = {}  # what was in force when this agent started
         self._open = False  # there are no policies
         self._behind = True  # the tables may hold something else than what was planned
+        self._looks = True  # interfaces or addresses may be others
+        self._seen_own: frozenset[str] = frozenset()
         self.failed = ""
 
     @property
@@ -132,6 +134,17 @@ class Policies:
         """What has changed in the store."""
         self._due.add(changes)
 
+    def pods_changed(self) -> None:
+        """The interfaces of this node's pods are others."""
+        self._looks = True
+
+    def _is_idle(self) -> bool:
+        """The pass is about something else. Where NodePolicies are in force, what they must not cut may be others."""
+        own = frozenset(self._own())
+        self._looks |= own != self._seen_own
+        self._seen_own = own
+        return not (self.pending or self._looks or self._own_policies.is_active)
+
     async def follow(self) -> None:
         """Brings the tables to what is known, if enough is. A failure leaves in force what was, and Services go on."""
         try:
@@ -149,7 +162,8 @@ class Policies:
     def _begin_again(self) -> None:
         """A planner that failed in the middle may be half changed: the next one is told everything."""
         store = self._store
-        self.planner, self._here, self._behind = PolicyPlanner(), {}, True
+        self.planner, self._here = PolicyPlanner(), {}
+        self._behind = self._looks = True
         self._due = _Due(
             set(store.policies),
             set(store.cluster_policies),
@@ -164,6 +178,9 @@ class Policies:
                 self._open = False  # pods that come from now on have to wait
                 self._found = dict.fromkeys(self._datapath.policies_in_force(), (OPEN, OPEN))
             return
+        if self._is_idle():
+            return
+        self._looks = False
         many = len(self._due) > MANY or self._behind
         await self._tell()
         deltas = await asyncio.to_thread(self.planner.plan) if many else self.planner.plan()
@@ -186,7 +203,7 @@ class Policies:
         """Hands what has changed to the planner."""
         due, self._due = self._due, _Due()
         planner, store = self.planner, self._store
-        planner.set_own_addresses(self._own())
+        planner.set_own_addresses(self._seen_own)
         planner.set_node_plan(await self._own_policies.plan())
         self._attach()
         for key in due.namespaces:
