@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from waggle.abi._generated import (
@@ -61,6 +61,42 @@ class _Run:
     users: int = 0
 
 
+class _Numbers:
+    """A table of numbers, and what it holds."""
+
+    def __init__(self, table: Map) -> None:
+        self._table = table
+        self.held: dict[bytes, int] = {}
+
+    def read(self) -> dict[bytes, int]:
+        """What the kernel has."""
+        return {key: _u64(raw) for key, raw in self._table.dump()}
+
+    def adopt(self) -> None:
+        self.held = self.read()
+
+    def set(self, numbers: Mapping[bytes, int]) -> None:
+        """In their order."""
+        due = {key: number for key, number in numbers.items() if self.held.get(key) != number}
+        size = self._table.value_size
+        try:
+            self._table.update_many((key, number.to_bytes(size, "little")) for key, number in due.items())
+        except WaggleError:
+            self.adopt()  # some of them may be there
+            raise
+        self.held.update(due)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """In their order."""
+        gone = [key for key in keys if key in self.held]
+        self._table.delete_many(gone)
+        for key in gone:
+            del self.held[key]
+
+    def forget_all_but(self, keys: Collection[bytes]) -> None:
+        self.forget(sorted(self.held.keys() - keys))
+
+
 class PolicyWriter:
     """`assign` is called with addresses of pods when their policies are to be what they should be now."""
 
@@ -68,9 +104,11 @@ class PolicyWriter:
         self._policy = maps["wag_policy"]
         self._endpoints = maps["wag_endpoints"]
         self._steps = maps["wag_policy_steps"]
-        self._classes = maps["wag_classes"]
-        self._ranges = maps["wag_class_ranges"]
-        self._patterns = maps["wag_patterns"]
+        self._classes = _Numbers(maps["wag_classes"])
+        self._ranges = _Numbers(maps["wag_class_ranges"])
+        self._patterns = _Numbers(maps["wag_patterns"])
+        self._class_of = maps["wag_classes"]
+        self._class_of_range = maps["wag_class_ranges"]
         self._names = maps["wag_names"]
         self._state = maps["wag_policy_state"]
         self._node = maps["wag_node_policy"]
@@ -79,9 +117,6 @@ class PolicyWriter:
         self._extents = ExtentAllocator(self._steps.info.max_entries)
         self._runs: dict[Steps, _Run] = {}
         self._entries: dict[bytes, Steps] = {}  # what wag_policy holds
-        self._class_of: dict[bytes, int] = {}
-        self._range_of: dict[bytes, int] = {}
-        self._pattern_of: dict[bytes, int] = {}
         self._revision = 0
 
     @property
@@ -95,9 +130,8 @@ class PolicyWriter:
         """Reads the tables back."""
         self._extents = ExtentAllocator(self._steps.info.max_entries)
         self._runs, self._entries = {}, {}
-        self._class_of = {key: _u64(raw) for key, raw in self._classes.dump()}
-        self._range_of = {key: _u64(raw) for key, raw in self._ranges.dump()}
-        self._pattern_of = {key: _u64(raw) for key, raw in self._patterns.dump()}
+        for table in (self._classes, self._ranges, self._patterns):
+            table.adopt()
         self._revision = PolicyState.unpack(self._state.lookup(bytes(4)) or bytes(8)).revision
         self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
         found = {key: PolicyRun.unpack(raw) for key, raw in self._policy.dump()}
@@ -130,17 +164,20 @@ class PolicyWriter:
         """Makes a change, in its order. Returns what to `settle` with, 0 for nothing. TableFull leaves in force what
         was."""
         self._enter((pack_key(s, c), steps) for s, entries in delta.entries.items() for c, steps in entries.items())
-        self._set_patterns(pack_patterns(delta.patterns))
-        self._set_classes({pack_address(address): number for address, number in delta.classes.items()})
+        self._patterns.set(pack_patterns(delta.patterns))
+        self._classes.set({pack_address(address): number for address, number in delta.classes.items()})
         for cidr, number in delta.ranges.items():
-            self._set_range(pack_range(cidr), number)
-        self._forget_classes(map(pack_address, delta.classes_gone))
+            if number is None:
+                self._ranges.forget([pack_range(cidr)])
+            else:
+                self._ranges.set({pack_range(cidr): number})
+        self._classes.forget(map(pack_address, delta.classes_gone))
         self._assign(delta.pods)
         if delta.node is not None:
             self._set_node(delta.node)
         self._revise()
         self._leave(pack_key(s, c) for s, c in delta.entries_gone)
-        self._forget_patterns(pack_patterns(dict.fromkeys(delta.patterns_gone, 0)))
+        self._patterns.forget(pack_patterns(dict.fromkeys(delta.patterns_gone, 0)))
         return self._extents.retire()
 
     def sync(self, tables: PolicyTables) -> int:
@@ -150,20 +187,19 @@ class PolicyWriter:
         ranges = {pack_range(cidr): number for cidr, number in tables.ranges.items()}
         patterns = pack_patterns(tables.patterns)
         self._enter(wanted.items())
-        self._set_patterns(patterns)
+        self._patterns.set(patterns)
         if not {_u64(key[:8]) for key in self._entries} <= tables.sets.keys():
             self._cross(wanted, classes, ranges, tables)
-        self._set_classes(classes)
-        for key in sorted(ranges, reverse=True):  # the longest first: no address is left to a range that means others
-            self._set_range(key, ranges[key])
-        for key in sorted(self._range_of.keys() - ranges.keys()):
-            self._set_range(key, None)
-        self._forget_classes(self._class_of.keys() - classes.keys())
+        self._classes.set(classes)
+        # the longest first: no address is left to a range that means others
+        self._ranges.set({key: ranges[key] for key in sorted(ranges, reverse=True)})
+        self._ranges.forget_all_but(ranges)
+        self._classes.forget_all_but(classes)
         self._assign(tables.pods)
         self._set_node(tables.node)
         self._revise()
         self._leave(self._entries.keys() - wanted.keys())
-        self._forget_patterns(self._pattern_of.keys() - patterns.keys())
+        self._patterns.forget_all_but(patterns)
         return self._extents.retire()
 
     def _cross(
@@ -175,7 +211,7 @@ class PolicyWriter:
     ) -> None:
         """Pods get their sets, where those they have know nothing of the classes that are wanted (policy_bridge)."""
         way = bridge(
-            (self._class_of, {_range_of(key): number for key, number in self._range_of.items()}),
+            (self._classes.held, {_range_of(key): number for key, number in self._ranges.held.items()}),
             (classes, {_range_of(key): number for key, number in ranges.items()}),
             lambda address: SELF if self._is_own(address) else None,
         )
@@ -189,9 +225,8 @@ class PolicyWriter:
         if len(via) + len(self._entries) > self._policy.info.max_entries:
             return  # no room: for a moment addresses whose class changes are strangers to the sets that go
         self._enter(via.items())
-        self._set_classes(way.addresses)
-        for (length, network), number in way.ranges.items():
-            self._set_range(ClassRangeKey(length, network).pack(), number)
+        self._classes.set(way.addresses)
+        self._ranges.set({ClassRangeKey(*key).pack(): number for key, number in way.ranges.items()})
         self._assign(tables.pods)
         self._set_node(tables.node)
 
@@ -238,36 +273,6 @@ class PolicyWriter:
         for key in gone:
             self._drop_run(key)
 
-    def _set_classes(self, classes: Mapping[bytes, int]) -> None:
-        due = {key: number for key, number in classes.items() if self._class_of.get(key) != number}
-        self._classes.update_many((key, number.to_bytes(8, "little")) for key, number in due.items())
-        self._class_of.update(due)
-
-    def _set_patterns(self, patterns: Mapping[bytes, int]) -> None:
-        due = {key: number for key, number in patterns.items() if self._pattern_of.get(key) != number}
-        self._patterns.update_many((key, number.to_bytes(4, "little")) for key, number in due.items())
-        self._pattern_of.update(due)
-
-    def _forget_patterns(self, keys: Iterable[bytes]) -> None:
-        gone = [key for key in keys if key in self._pattern_of]
-        self._patterns.delete_many(gone)
-        for key in gone:
-            del self._pattern_of[key]
-
-    def _forget_classes(self, keys: Iterable[bytes]) -> None:
-        gone = list(keys)
-        self._classes.delete_many(gone)
-        for key in gone:
-            self._class_of.pop(key, None)
-
-    def _set_range(self, key: bytes, number: int | None) -> None:
-        if number is None:
-            self._ranges.delete(key)
-            self._range_of.pop(key, None)
-        elif self._range_of.get(key) != number:
-            self._ranges.update(key, number.to_bytes(8, "little"))
-            self._range_of[key] = number
-
     def _set_node(self, sets: NodeSets) -> None:
         """Programs read word by word what is written word by word: a trial begins once its sets are there, and ends
         before they go."""
@@ -299,9 +304,9 @@ class PolicyWriter:
         interface, for names that it was told. A pair without an answer
         denies."""
         address = pack_address(peer)
-        raw = self._classes.lookup(address)
+        raw = self._class_of.lookup(address)
         if raw is None and not is_self:
-            raw = self._ranges.lookup(ClassRangeKey(128, address).pack())
+            raw = self._class_of_range.lookup(ClassRangeKey(128, address).pack())
         own = _u64(raw) if raw is not None else SELF if is_self else NOBODY
         step = self._step(policy_set, own, key) or self._step(policy_set, ANY, key) or Step(0, DENY, NO_RULE)
         if step.verdict == ALLOW or not policy_set & 1:
@@ -332,9 +337,7 @@ class PolicyWriter:
             run = PolicyRun.unpack(raw)
             inside = run.count and run.first + run.count <= self._extents.capacity
             present[key] = self._read(run.first, run.count) if inside else ()
-        classes = {key: _u64(raw) for key, raw in self._classes.dump()}
-        ranges = {key: _u64(raw) for key, raw in self._ranges.dump()}
-        patterns = {key: _u64(raw) for key, raw in self._patterns.dump()}
+        classes, ranges, patterns = self._classes.read(), self._ranges.read(), self._patterns.read()
         found = _compare("wag_policy", present, wanted, lambda key: f"set {_u64(key[:8]):#x}, class {_u64(key[8:]):#x}")
         found += _compare(
             "wag_classes", classes, {pack_address(a): n for a, n in tables.classes.items()}, unpack_address
