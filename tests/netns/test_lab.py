@@ -157,7 +157,7 @@ def test_policies_and_namespaces_reach_every_agent_and_leave_again(web: Lab, tmp
         {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web"}, "spec": allow},
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"team": "front"}}},
         {
-            "apiVersion": "policy.networking.k8s.io/v1alpha2",
+            "apiVersion": "policy.networking.k8s.io/v1beta1",
             "kind": "ClusterNetworkPolicy",
             "metadata": {"name": "admin"},
             "spec": {

@@ -34,7 +34,7 @@ RECORDS = {
 RECORDS |= {f"n{n}.apps.example.com": 100 + n for n in range(MANY)}
 
 POLICY = {
-    "apiVersion": "policy.networking.k8s.io/v1alpha2",
+    "apiVersion": "policy.networking.k8s.io/v1beta1",
     "kind": "ClusterNetworkPolicy",
     "metadata": {"name": "names"},
     "spec": {

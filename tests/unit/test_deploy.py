@@ -16,7 +16,7 @@ from standin_apiserver import NETWORK_POLICIES, StandInApi, network_policy, unti
 
 from waggle.config import _coerce, load_config
 from waggle.kernel.capabilities import NEEDED
-from waggle.model.objects import KINDS
+from waggle.model.objects import KINDS, is_read
 from waggle.sources.informer import Resource
 from waggle.sources.kubernetes import CLUSTER_NETWORK_POLICIES, NODE_POLICIES, RESOURCES, KubernetesSource
 from waggle.store.store import Store
@@ -57,9 +57,15 @@ def test_crds_are_shipped_with_both_and_are_what_the_agent_watches(file: str, wa
     assert crd == yaml.safe_load((CHART / "crds" / file).read_text())
     spec = crd["spec"]
     assert crd["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
-    [version] = [one["name"] for one in spec["versions"] if one["served"]]
-    assert watched.path == f"/apis/{spec['group']}/{version}/{spec['names']['plural']}"
-    assert KINDS[spec["names"]["kind"]][0] == f"{spec['group']}/{version}"
+    stored, *others = sorted(spec["versions"], key=lambda one: not one["storage"])
+    assert stored["storage"] and not any(one["storage"] for one in others)
+    paths = [f"/apis/{spec['group']}/{one['name']}/{spec['names']['plural']}" for one in (stored, *others)]
+    assert (watched.path, *watched.earlier) == tuple(paths)
+    kind = spec["names"]["kind"]
+    assert KINDS[kind][0] == f"{spec['group']}/{stored['name']}"
+    for one in (stored, *others):
+        assert is_read(f"{spec['group']}/{one['name']}", kind)
+        assert {**one, "name": "", "storage": True} == {**stored, "name": "", "storage": True}
 
 
 def test_values_reach_their_places(generator: ModuleType) -> None:

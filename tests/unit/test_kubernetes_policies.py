@@ -194,6 +194,27 @@ async def test_a_cluster_without_the_crd_has_no_cluster_policies_until_it_is_ins
         await until(lambda: bench.store.cluster_policies)
 
 
+async def test_an_api_that_has_the_earlier_version_alone_is_read_by_it_and_later_by_the_newer_one(
+    api: StandInApi, kubeconfig: Path
+) -> None:
+    earlier = CLUSTER_NETWORK_POLICIES.replace("v1beta1", "v1alpha2")
+    api.without(CLUSTER_NETWORK_POLICIES)
+    api.with_again(earlier)
+    api.put(earlier, cluster_network_policy("deny"))
+    async with running(kubeconfig, api, SOON) as bench:
+        await until(lambda: known(bench) and api.watching(earlier))
+        assert bench.store.cluster_policies and not bench.source.problems()
+        api.with_again(CLUSTER_NETWORK_POLICIES)
+        api.put(CLUSTER_NETWORK_POLICIES, cluster_network_policy("deny"))
+        api.without(earlier)
+        api.break_watches(earlier)
+        while not api.watching(CLUSTER_NETWORK_POLICIES):
+            assert bench.store.cluster_policies, "they were never gone"
+            await asyncio.sleep(0.01)
+        api.put(CLUSTER_NETWORK_POLICIES, cluster_network_policy("second"))
+        await until(lambda: len(bench.store.cluster_policies) == 2)
+
+
 async def test_a_crd_that_is_gone_once_may_come_back_and_twice_is_gone(api: StandInApi, kubeconfig: Path) -> None:
     api.put(CLUSTER_NETWORK_POLICIES, cluster_network_policy("deny"))
     async with running(kubeconfig, api, replace(SOON, absent=0.2)) as bench:

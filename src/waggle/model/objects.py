@@ -257,9 +257,17 @@ KINDS: dict[str, tuple[str, type[Object], bool]] = {
     "ServiceCIDR": ("networking.k8s.io/v1", ServiceCIDR, False),
     "Namespace": ("v1", Namespace, False),
     "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy, True),
-    "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2", ClusterNetworkPolicy, False),
+    "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1beta1", ClusterNetworkPolicy, False),
     "NodePolicy": ("waggle.io/v1alpha1", NodePolicy, False),
 }
+
+#: kind → earlier versions of the API that say the same in the same words.
+EARLIER_VERSIONS: dict[str, tuple[str, ...]] = {"ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2",)}
+
+
+def is_read(version: str, kind: str) -> bool:
+    """Whether waggle reads objects of this apiVersion and kind."""
+    return kind in KINDS and version in (KINDS[kind][0], *EARLIER_VERSIONS.get(kind, ()))
 
 
 def kind_of(obj: Object) -> str:

@@ -3,7 +3,7 @@
 They are made of the structs that waggle reads.
 
 Field names and optional fields come from `waggle.model.policy_objects`; what a field means and may hold is said here.
-Rules of the first follow network-policy-api 0.2 (apis/v1alpha2, with the experimental fields); the words are our own.
+Rules of the first follow network-policy-api 0.3 (apis/v1beta1, with the experimental fields); the words are our own.
 A field that a struct has and this does not, or the other way round, is an error when the schema is made.
 """
 
@@ -37,7 +37,9 @@ from waggle.model.policy_objects import (
 )
 
 GROUP: Final = "policy.networking.k8s.io"
-VERSION: Final = "v1alpha2"
+VERSION: Final = "v1beta1"
+#: The same in the same words (network-policy-api 0.3 serves both).
+EARLIER_VERSION: Final = "v1alpha2"
 PLURAL: Final = "clusternetworkpolicies"
 NODE_GROUP: Final = "waggle.io"
 NODE_VERSION: Final = "v1alpha1"
@@ -243,23 +245,24 @@ def custom_resource_definition() -> dict[str, Any]:
                 "listKind": "ClusterNetworkPolicyList",
                 "plural": PLURAL,
                 "singular": "clusternetworkpolicy",
-                "shortNames": ["cnp"],
             },
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": [
-                        {"name": "Tier", "type": "string", "jsonPath": ".spec.tier"},
-                        {"name": "Priority", "type": "integer", "jsonPath": ".spec.priority"},
-                        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                    ],
-                    "schema": {"openAPIV3Schema": _whole(ClusterNetworkPolicySpec, _CLUSTER_TEXT)},
-                }
-            ],
+            "versions": [_cluster_version(VERSION, storage=True), _cluster_version(EARLIER_VERSION, storage=False)],
         },
+    }
+
+
+def _cluster_version(name: str, *, storage: bool) -> dict[str, Any]:
+    return {
+        "name": name,
+        "served": True,
+        "storage": storage,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [
+            {"name": "Tier", "type": "string", "jsonPath": ".spec.tier"},
+            {"name": "Priority", "type": "integer", "jsonPath": ".spec.priority"},
+            {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        ],
+        "schema": {"openAPIV3Schema": _whole(ClusterNetworkPolicySpec, _CLUSTER_TEXT)},
     }
 
 

@@ -66,6 +66,7 @@ class Resource(Generic[T]):
     path: str
     selectors: Mapping[str, str] = field(default_factory=dict)  # fieldSelector, labelSelector
     optional: bool = False  # an API server without it is no problem, and nothing waits for its first list
+    earlier: tuple[str, ...] = ()  # paths of versions that say the same, where an API server has no newer one
 
 
 class Backoff:
@@ -113,6 +114,9 @@ class Informer(Generic[T]):
         self._delay = 0.0  # before the next attempt
         self._list_unproven = False  # no watch from the last list's version was accepted yet
         self._missing = False  # the API said so, and nothing else since
+        self._paths = (resource.path, *resource.earlier)
+        self._path = resource.path
+        self._unknown = 0  # paths in a row that the API does not know
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -152,7 +156,7 @@ class Informer(Generic[T]):
                 if token:
                     parameters["continue"] = token
                 try:
-                    page = self._wire.decode_list(await self._api.get(self._resource.path, parameters))
+                    page = self._wire.decode_list(await self._api.get(self._path, parameters))
                 except ApiError as error:
                     if error.status != 410 or not token:
                         raise
@@ -178,7 +182,7 @@ class Informer(Generic[T]):
         self.lists += 1
         self._works()
         self._report_refused()
-        self._missing = False
+        self._missing, self._unknown = False, 0
         self.synced.set()
         self.answered.set()
         log.info("listed %d %s at version %s", len(objects), self._name, version)
@@ -198,7 +202,7 @@ class Informer(Generic[T]):
         etcd would be followed late, and wrongly. One object, listed, tells the server's version.
         """
         parameters = {**self._resource.selectors, "limit": "1"}
-        page = self._wire.decode_list(await self._api.get(self._resource.path, parameters))
+        page = self._wire.decode_list(await self._api.get(self._path, parameters))
         if _older(page.version, self._version):
             log.warning("%s: the API went back from version %s to %s", self._name, self._version, page.version)
             self._version = ""
@@ -221,9 +225,9 @@ class Informer(Generic[T]):
         started: float | None = None
         holds: asyncio.TimerHandle | None = None
         try:
-            async with self._api.lines(self._resource.path, parameters, timing.idle) as lines:
+            async with self._api.lines(self._path, parameters, timing.idle) as lines:
                 started = loop.time()
-                self._missing = False
+                self._missing, self._unknown = False, 0
                 # a watch may be silent for long: that it holds is enough to say that it works
                 holds = loop.call_later(timing.healthy, self._problems.clear, self._scope("watch"))
                 self.watches += 1
@@ -314,7 +318,13 @@ class Informer(Generic[T]):
             soon = random.uniform(0.0, self._timing.backoff_least)
             self._delay = self._backoff.delay() if self._list_unproven else soon
             return
+        if error.status == 404 and self._unknown < len(self._paths) - 1:
+            self._unknown += 1
+            self._path = self._paths[(self._paths.index(self._path) + 1) % len(self._paths)]
+            self._delay = 0.0
+            return
         if error.status == 404 and self._resource.optional:
+            self._unknown = 0
             if not self._missing:
                 log.info("the API has no %s; looking again every %.0f s", self._name, self._timing.absent)
             self._works()
@@ -336,7 +346,7 @@ class Informer(Generic[T]):
                 rule = f'apiGroups: ["{group}"], resources: ["{plural}"], verbs: ["list", "watch"]'
                 return f"the API refuses it (403: {error}); the agent's ClusterRole needs the rule {rule}"
             case 404:
-                return f"the API does not know {self._resource.path} (404: {error})"
+                return f"the API does not know {self._path} (404: {error})"
             case 429:
                 return f"the API is overloaded and asks to wait (429: {error})"
             case status if status >= 400 and status != 401:

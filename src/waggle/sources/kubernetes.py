@@ -27,7 +27,7 @@ from waggle.model.objects import (
     Service,
     ServiceCIDR,
 )
-from waggle.model.policy_schema import GROUP, NODE_GROUP, NODE_PLURAL, NODE_VERSION, PLURAL, VERSION
+from waggle.model.policy_schema import EARLIER_VERSION, GROUP, NODE_GROUP, NODE_PLURAL, NODE_VERSION, PLURAL, VERSION
 from waggle.sources.apiserver import ApiServer, Limits
 from waggle.sources.informer import Informer, Resource, Timing
 from waggle.sources.problem import Problem, ProblemSet
@@ -60,7 +60,12 @@ NETWORK_POLICIES: Final = Resource(
     NetworkPolicy, "networking.k8s.io", "networkpolicies", "/apis/networking.k8s.io/v1/networkpolicies"
 )
 CLUSTER_NETWORK_POLICIES: Final = Resource(
-    ClusterNetworkPolicy, GROUP, PLURAL, f"/apis/{GROUP}/{VERSION}/{PLURAL}", optional=True
+    ClusterNetworkPolicy,
+    GROUP,
+    PLURAL,
+    f"/apis/{GROUP}/{VERSION}/{PLURAL}",
+    optional=True,
+    earlier=(f"/apis/{GROUP}/{EARLIER_VERSION}/{PLURAL}",),
 )
 NODE_POLICIES: Final = Resource(
     NodePolicy, NODE_GROUP, NODE_PLURAL, f"/apis/{NODE_GROUP}/{NODE_VERSION}/{NODE_PLURAL}", optional=True

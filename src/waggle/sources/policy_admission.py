@@ -1,7 +1,7 @@
 """What an apiserver does to a policy before it stores it: defaults and validation.
 
 Rules follow pkg/apis/networking/{v1/defaults,validation/validation}.go and apimachinery's validation of label
-selectors, all of Kubernetes 1.36, and apis/v1alpha2 of network-policy-api 0.2, with its experimental fields. In a
+selectors, all of Kubernetes 1.36, and apis/v1beta1 of network-policy-api 0.3, with its experimental fields. In a
 cluster a ClusterNetworkPolicy or NodePolicy is validated by the schema of its CRD, which says the same:
 `waggle.model.policy_schema`.
 """

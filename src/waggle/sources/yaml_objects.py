@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from waggle.errors import ObjectError
-from waggle.model.objects import KINDS, Object, ObjectKey, kind_of
+from waggle.model.objects import KINDS, Object, ObjectKey, is_read, kind_of
 from waggle.sources.admission import completed, remarks, violations
 from waggle.sources.name_rules import shown
 from waggle.sources.problem import Problem
@@ -148,7 +148,7 @@ class _Reader:
             if kind == "List" or (kind.endswith("List") and kind.removesuffix("List") in KINDS):
                 self._list(value, path, version, kind)
                 return
-            if not _is_read(version, kind):
+            if not is_read(version, kind):
                 what = shown(f"{version} {kind}")[1:-1]
                 self._note(f"{what} is not read by waggle; passed over", path, subject)
                 return
@@ -172,7 +172,7 @@ class _Reader:
         version = value.get("apiVersion") or default_version
         if not isinstance(version, str) or not version:
             raise _Refused(f"the {shown(kind)[1:-1]} has no apiVersion", (*path, "apiVersion"))
-        if kind in KINDS and version != KINDS[kind][0] and _is_builtin(version):
+        if kind in KINDS and not is_read(version, kind) and _is_builtin(version):
             raise _Refused(f"apiVersion {shown(version)} has no {kind}; use {KINDS[kind][0]}", (*path, "apiVersion"))
         return version, kind
 
@@ -279,10 +279,6 @@ class _Reader:
             found = f"the number {shown(plain)[1:-1]}"
         hint = f'; write it in quotes: "{shown(plain)[1:-1]}"' if plain and "str" in expected.split(" | ") else ""
         return _Refused(f"{_dotted(path[len(root) :])}: {wanted} was expected, not {found}{hint}", path)
-
-
-def _is_read(version: str, kind: str) -> bool:
-    return kind in KINDS and KINDS[kind][0] == version
 
 
 def _is_builtin(version: str) -> bool:
