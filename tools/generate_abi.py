@@ -173,8 +173,10 @@ class Writer:
             return Field(name, inner, layout, f"*self.{name}.values()", inner + ".of({})", slots)
         if item.kind == ARRAY:
             element, _ = self.btf.resolve(item.element)
-            if element.kind != INT:
-                raise SystemExit(f"{name}: only arrays of numbers are supported, which are bytes in Python")
+            if element.kind == STRUCT:  # whoever reads it unpacks one after another
+                self.struct(element)
+            elif element.kind != INT:
+                raise SystemExit(f"{name}: only arrays of numbers and structs are supported, which are bytes in Python")
             return Field(name, "bytes", f"{item.count * element.size_or_type}s", f"self.{name}", "{0}")
         code = {1: "B", 2: "H", 4: "I", 8: "Q"}[item.size_or_type]
         if item.signed:

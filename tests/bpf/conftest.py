@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +30,12 @@ def node(machine: Machine) -> Machine:
         machine.add_pod(A[v], 101)
         machine.add_pod(B[v], 102)
     return machine
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """All packets pass the same one: what it keeps for itself is seen by the next of them."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)

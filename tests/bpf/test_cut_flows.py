@@ -94,6 +94,7 @@ def test_half_a_minute_later_a_datagram_is_no_answer_any_more(
     ((key, raw),) = list(conns.dump())
     conn = Conn.unpack(raw)
     conns.update(key, conn._replace(seen_ns=(conn.seen_ns - 31 * 10**9) % 2**64).pack())
+    guarded.node.forget_open_flows(older=31)
     assert guarded.from_b(make(B[v], 53, A[v], 1000)) == (REDIRECT if opens else DROP)
 
 

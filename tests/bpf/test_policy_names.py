@@ -86,6 +86,7 @@ class Named(PolicedMachine):
         for name in tables or ("wag_names", "wag_conns"):
             table = self.machine.maps[name]
             table.delete_many(list(table.keys()))
+        self.machine.forget_open_flows()
 
     def pass_time(self, seconds: int) -> None:
         table = self.machine.maps["wag_names"]
@@ -430,6 +431,17 @@ def test_broken_answers_teach_no_more_than_their_bytes_say(
     if any(address not in expected for address in found):
         assert sent[2] & 0xFA == 0x80
         assert sent[3] & 0x0F == 0
+
+
+def test_a_question_counts_in_a_flow_that_the_server_has_opened_meanwhile(named: Named, one_cpu: None) -> None:
+    named.asks(4)
+    conns = named.machine.maps["wag_conns"]
+    conns.delete_many(list(conns.keys()))
+    named.is_told(4, good())
+    assert not named.learned
+    named.asks(4)
+    named.is_told(4, good())
+    assert named.learned
 
 
 # -- where a name stands ---------------------------------------------------------------------------------------------

@@ -94,10 +94,12 @@ class Policed(PolicedMachine):
         for key, raw in table.dump():
             conn = Conn.unpack(raw)
             table.update(key, conn._replace(seen_ns=(conn.seen_ns - seconds * 10**9) % (1 << 64)).pack())
+        self.machine.forget_open_flows(older=seconds)
 
     def forget(self) -> None:
         table = self.machine.maps["wag_conns"]
         table.delete_many(list(table.keys()))
+        self.machine.forget_open_flows()
 
 
 @pytest.fixture
@@ -247,6 +249,29 @@ def test_a_flow_that_was_evicted_is_judged_again(policed: Policed, v: int) -> No
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_for_a_second_a_cpu_knows_a_flow_by_itself(policed: Policed, one_cpu: None, v: int) -> None:
+    """The very flow, in its direction, unless anything changes."""
+    policed.isolate(ingress=NOTHING, egress=steps(("UDP", 90, 90)))
+    asked, answer = udp(A[v], 1000, REMOTE[v], 90), udp(REMOTE[v], 90, A[v], 1000)
+    others = (
+        udp(REMOTE[v], 90, A[v], 1001),
+        udp(REMOTE[v], 91, A[v], 1000),
+        udp(CLIENT[v], 90, A[v], 1000),
+        tcp(REMOTE[v], 90, A[v], 1000),
+    )
+    conns = policed.machine.maps["wag_conns"]
+    assert policed.sends(asked) and policed.sends(answer)
+    conns.delete_many(list(conns.keys()))
+    assert policed.sends(answer)
+    assert not any(policed.sends(other) for other in others)
+    policed.machine.forget_open_flows(older=1)
+    assert not policed.sends(answer)
+    assert policed.sends(asked) and policed.sends(answer)
+    policed.isolate(ingress=NOTHING, egress=NOTHING)
+    assert not policed.sends(asked) and not policed.sends(answer)
 
 
 @both

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Domain names in policies: which addresses a pod's own DNS answers gave for names that its policies accept. Learned by
- * the programs that deliver the answers (learn.h), asked by those that judge (policy.h).
+ * the programs that deliver the answers (learn.h), asked by those that judge (judge.h).
  */
 #ifndef WAGGLE_NAMES_H
 #define WAGGLE_NAMES_H
@@ -10,6 +10,7 @@
 #include "addr.h"
 #include "config.h"
 
+#define WAG_DNS_PORT 53
 #define WAG_NAME_MAX 256 /* ".www.example.com", and a byte more */
 #define WAG_NAME_SHOWN 64
 #define WAG_NAME_SLOTS 16

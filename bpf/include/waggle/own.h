@@ -63,7 +63,7 @@ __noinline int wag_own_admit(wag_ctx *ctx, struct wag_packet *packet)
 	work->flow = packet->tuple;
 	end = wag_conn_key(&work->key, &work->flow);
 	packet->audit = 0;
-	work->now = bpf_ktime_get_ns();
+	work->now = bpf_ktime_get_coarse_ns();
 	reason = wag_policy_go_on(ctx, packet, work, end);
 	if (!reason)
 		wag_policy_audits(packet);

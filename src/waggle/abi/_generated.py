@@ -918,38 +918,38 @@ class NatCount(NamedTuple):
         return cls.of(*_NAT_COUNT.unpack(raw))
 
 
-NODE_POLICY_SIZE = 40
-_NODE_POLICY = Struct("=QQQQQ")
+CONN_SIZE = 24
+_CONN = Struct("=QIHHI4x")
 
 
-class NodePolicy(NamedTuple):
-    """struct wag_node_policy: 40 bytes."""
+class Conn(NamedTuple):
+    """struct wag_conn: 24 bytes."""
 
-    ingress: int
-    egress: int
-    trial_ingress: int
-    trial_egress: int
-    trial_until_ns: int
+    seen_ns: int
+    revision: int
+    opened: int
+    may: int
+    pattern: int
 
     def values(self) -> tuple[Any, ...]:
         return (
-            self.ingress,
-            self.egress,
-            self.trial_ingress,
-            self.trial_egress,
-            self.trial_until_ns,
+            self.seen_ns,
+            self.revision,
+            self.opened,
+            self.may,
+            self.pattern,
         )
 
     def pack(self) -> bytes:
-        return _NODE_POLICY.pack(self.ingress, self.egress, self.trial_ingress, self.trial_egress, self.trial_until_ns)
+        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may, self.pattern)
 
     @classmethod
-    def of(cls, *v: Any) -> NodePolicy:
+    def of(cls, *v: Any) -> Conn:
         return cls(v[0], v[1], v[2], v[3], v[4])
 
     @classmethod
-    def unpack(cls, raw: bytes) -> NodePolicy:
-        return cls.of(*_NODE_POLICY.unpack(raw))
+    def unpack(cls, raw: bytes) -> Conn:
+        return cls.of(*_CONN.unpack(raw))
 
 
 CLASS_RANGE_KEY_SIZE = 20
@@ -1098,40 +1098,6 @@ class PolicyState(NamedTuple):
         return cls.of(*_POLICY_STATE.unpack(raw))
 
 
-CONN_SIZE = 24
-_CONN = Struct("=QIHHI4x")
-
-
-class Conn(NamedTuple):
-    """struct wag_conn: 24 bytes."""
-
-    seen_ns: int
-    revision: int
-    opened: int
-    may: int
-    pattern: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.seen_ns,
-            self.revision,
-            self.opened,
-            self.may,
-            self.pattern,
-        )
-
-    def pack(self) -> bytes:
-        return _CONN.pack(self.seen_ns, self.revision, self.opened, self.may, self.pattern)
-
-    @classmethod
-    def of(cls, *v: Any) -> Conn:
-        return cls(v[0], v[1], v[2], v[3], v[4])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Conn:
-        return cls.of(*_CONN.unpack(raw))
-
-
 NAME_QUERY_SIZE = 64
 _NAME_QUERY = Struct("=QQIHHQQIIIII4x")
 
@@ -1190,15 +1156,17 @@ class NameQuery(NamedTuple):
         return cls.of(*_NAME_QUERY.unpack(raw))
 
 
-POLICY_WORK_SIZE = 328
-_POLICY_WORK = Struct("=16s16sHHB3xQ16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
+POLICY_WORK_SIZE = 336
+_POLICY_WORK = Struct("=16s16sHHB3xQII16s16sHHB3x16s16sHHB3x16s16sHHB3xQIHHI4xI4x16sQQIHHQQIIIII4xIIQI4x16s8s")
 
 
 class PolicyWork(NamedTuple):
-    """struct wag_policy_work: 328 bytes."""
+    """struct wag_policy_work: 336 bytes."""
 
     flow: Tuple
     now: int
+    revision: int
+    slot: int
     back: Tuple
     key: Tuple
     inner: Tuple
@@ -1216,6 +1184,8 @@ class PolicyWork(NamedTuple):
         return (
             *self.flow.values(),
             self.now,
+            self.revision,
+            self.slot,
             *self.back.values(),
             *self.key.values(),
             *self.inner.values(),
@@ -1234,6 +1204,8 @@ class PolicyWork(NamedTuple):
         return _POLICY_WORK.pack(
             *self.flow.values(),
             self.now,
+            self.revision,
+            self.slot,
             *self.back.values(),
             *self.key.values(),
             *self.inner.values(),
@@ -1253,23 +1225,113 @@ class PolicyWork(NamedTuple):
         return cls(
             Tuple.of(v[0], v[1], v[2], v[3], v[4]),
             v[5],
-            Tuple.of(v[6], v[7], v[8], v[9], v[10]),
-            Tuple.of(v[11], v[12], v[13], v[14], v[15]),
-            Tuple.of(v[16], v[17], v[18], v[19], v[20]),
-            Conn.of(v[21], v[22], v[23], v[24], v[25]),
-            NameKey.of(v[26], v[27]),
-            NameQuery.of(v[28], v[29], v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38], v[39]),
-            v[40],
-            v[41],
+            v[6],
+            v[7],
+            Tuple.of(v[8], v[9], v[10], v[11], v[12]),
+            Tuple.of(v[13], v[14], v[15], v[16], v[17]),
+            Tuple.of(v[18], v[19], v[20], v[21], v[22]),
+            Conn.of(v[23], v[24], v[25], v[26], v[27]),
+            NameKey.of(v[28], v[29]),
+            NameQuery.of(v[30], v[31], v[32], v[33], v[34], v[35], v[36], v[37], v[38], v[39], v[40], v[41]),
             v[42],
             v[43],
             v[44],
             v[45],
+            v[46],
+            v[47],
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> PolicyWork:
         return cls.of(*_POLICY_WORK.unpack(raw))
+
+
+NODE_POLICY_SIZE = 40
+_NODE_POLICY = Struct("=QQQQQ")
+
+
+class NodePolicy(NamedTuple):
+    """struct wag_node_policy: 40 bytes."""
+
+    ingress: int
+    egress: int
+    trial_ingress: int
+    trial_egress: int
+    trial_until_ns: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.ingress,
+            self.egress,
+            self.trial_ingress,
+            self.trial_egress,
+            self.trial_until_ns,
+        )
+
+    def pack(self) -> bytes:
+        return _NODE_POLICY.pack(self.ingress, self.egress, self.trial_ingress, self.trial_egress, self.trial_until_ns)
+
+    @classmethod
+    def of(cls, *v: Any) -> NodePolicy:
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NodePolicy:
+        return cls.of(*_NODE_POLICY.unpack(raw))
+
+
+OPEN_FLOW_SIZE = 56
+_OPEN_FLOW = Struct("=16s16sHHB3xQI4x")
+
+
+class OpenFlow(NamedTuple):
+    """struct wag_open_flow: 56 bytes."""
+
+    flow: Tuple
+    seen_ns: int
+    revision: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.flow.values(),
+            self.seen_ns,
+            self.revision,
+        )
+
+    def pack(self) -> bytes:
+        return _OPEN_FLOW.pack(*self.flow.values(), self.seen_ns, self.revision)
+
+    @classmethod
+    def of(cls, *v: Any) -> OpenFlow:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> OpenFlow:
+        return cls.of(*_OPEN_FLOW.unpack(raw))
+
+
+OPEN_FLOWS_SIZE = 14336
+_OPEN_FLOWS = Struct("=14336s")
+
+
+class OpenFlows(NamedTuple):
+    """struct wag_open_flows: 14336 bytes."""
+
+    flow: bytes
+
+    def values(self) -> tuple[Any, ...]:
+        return (self.flow,)
+
+    def pack(self) -> bytes:
+        return _OPEN_FLOWS.pack(self.flow)
+
+    @classmethod
+    def of(cls, *v: Any) -> OpenFlows:
+        return cls(v[0])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> OpenFlows:
+        return cls.of(*_OPEN_FLOWS.unpack(raw))
 
 
 DNS_SIZE = 4936
@@ -1832,6 +1894,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "wag_nat_young": (U32, NatYoung),
     "wag_netns": (U64, Netns),
     "wag_node_policy": (U32, NodePolicy),
+    "wag_open_flows": (U32, OpenFlows),
     "wag_overdue": (U32, U64),
     "wag_patterns": (PatternKey, U32),
     "wag_policy": (PolicyKey, PolicyRun),

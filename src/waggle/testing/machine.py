@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from waggle.abi._generated import (
     CONFIG_LAYOUT,
+    OPEN_FLOW_SIZE,
     Affinity,
     Backend,
     Endpoint,
@@ -29,6 +30,7 @@ from waggle.abi._generated import (
     Nat,
     NatFlag,
     NetnsId,
+    OpenFlow,
     RangeKey,
     Reason,
     Scope,
@@ -323,6 +325,14 @@ class Machine:
         self.maps["wag_services"].delete(
             ServiceKey(pack_address(address), port, PROTOCOLS[protocol], Scope.INTERNAL).pack()
         )
+
+    def forget_open_flows(self, older: int = 0) -> None:
+        """Has CPUs look flows of policies up again; as if so many seconds had passed, or anyhow."""
+        table = self.maps["wag_open_flows"]
+        raw = table.lookup(bytes(4)) or b""
+        flows = [OpenFlow.unpack(raw[at : at + OPEN_FLOW_SIZE]) for at in range(0, len(raw), OPEN_FLOW_SIZE)]
+        aged = (flow._replace(seen_ns=max(0, flow.seen_ns - older * 10**9) if older else 0) for flow in flows)
+        table.update(bytes(4), b"".join(flow.pack() for flow in aged))
 
     def age_affinity(self, seconds: int) -> None:
         """Makes every affinity older."""

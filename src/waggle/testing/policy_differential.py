@@ -148,6 +148,7 @@ class PolicyComparison:
         maps = self.machine.maps
         for name in _EMPTIED:
             maps[name].delete_many(list(maps[name].keys()))
+        self.machine.forget_open_flows()
         maps["wag_policy_state"].update(bytes(4), PolicyState(0, int(self.keep)).pack())
         for address in self.own:
             self.machine.add_node(address)
@@ -359,6 +360,7 @@ class PolicyComparison:
         conns = self.machine.maps["wag_conns"]
         for pair in (opener, opener.reversed()):
             conns.delete(_tuple_key(pair))
+        self.machine.forget_open_flows()
         self.flows.forget(opener)
         self.history.append(f"evicted {text(Tuple(*opener[:3]))}")
 
