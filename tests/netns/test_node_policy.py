@@ -172,6 +172,31 @@ def test_a_denied_session_goes_on_and_the_policy_reverts(node: AgentNode) -> Non
     assert problem["subject"] == "NodePolicy p" and "not confirmed" in problem["reason"]
 
 
+def test_why_says_what_the_tables_say(node: AgentNode) -> None:
+    def asked(source: str, destination: str) -> dict[str, Any]:
+        command = [*WAGGLE, "why", source, destination, "--api-socket", str(node.socket), "-o", "json"]
+        done = subprocess.run(node.inside(command), capture_output=True, text=True, timeout=60, check=False)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        assert done.returncode == (0 if answer["verdict"] == "passes" else 3), done.stderr
+        [look] = answer["paths"][0]["nodes"]
+        assert look["kernel"]["agrees"] and look["known"]
+        return {"verdict": answer["verdict"], "onTrial": look["onTrial"], "because": look["because"]}
+
+    with session(node, 2022):
+        node.apply("policy", policy(**SSH, confirmSeconds=30))
+        node.until(lambda: on_trial(node))
+        for port, verdict in ((22, "passes"), (80, "dropped"), (2022, "passes")):
+            assert reaches(node, NODE4, port) is (verdict == "passes")
+            answer = asked(PEER4, f"{NODE4}:{port}")
+            assert (answer["verdict"], answer["onTrial"]) == (verdict, True)
+        assert "logged in" in answer["because"]
+        assert waggle(node, "confirm", "--local").returncode == 0
+        node.until(lambda: not on_trial(node))
+        for port, verdict in ((22, "passes"), (80, "dropped"), (2022, "dropped")):
+            answer = asked(PEER4, f"{NODE4}:{port}")
+            assert (answer["verdict"], answer["onTrial"]) == (verdict, False)
+
+
 def test_answers_come_in_and_drops_are_told_with_what_decided(node: AgentNode) -> None:
     node.apply("policy", policy(**DENY, confirmSeconds=60))
     node.until(lambda: on_trial(node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,30 +11,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from policy_worlds import NAMESPACES, PODS, address, namespace, node, pod
+from policy_worlds import NAMESPACES, PODS, address, namespace, node, pod, world
 
 from waggle.agent.ssh_sessions import SshSession, parse
 from waggle.kernel.sockets import Connection
-from waggle.model.meta import ObjectKey
+from waggle.model.meta import ObjectKey, ObjectMeta
 from waggle.model.node_policy import (
     Clock,
+    Essentials,
+    Guests,
     Peers,
     State,
     allows,
     confirmed,
     cuts_nothing,
     digest,
+    essential,
     expired,
     follow,
+    is_audited,
     of_node,
+    policy_types,
     refused,
 )
+from waggle.model.node_trace import OwnPolicies, look_node
 from waggle.model.objects import KINDS, NodePolicy
+from waggle.model.policy import Traffic
 from waggle.model.policy_objects import NodePolicySpec
 from waggle.model.policy_rules import Direction
 from waggle.model.policy_schema import node_policy_definition
 from waggle.plan.policy import PolicyPlanner
-from waggle.plan.policy_node import Essentials, Guests, NodePlan, NodeTrial
+from waggle.plan.policy_node import NodePlan, NodeTrial
 from waggle.plan.policy_tables import ANY, OPEN, NodeSets, PolicyTables, step_key
 from waggle.sources.yaml_objects import parse_manifest
 
@@ -206,6 +214,26 @@ def test_the_tables_say_what_the_policies_say(given: list[NodePolicy]) -> None:
                     wanted = allows(given, direction, peer, protocol, port, KNOWN)
                     got = answers(tables, numbers[direction], peer, protocol, port)
                     assert got == wanted, (person, family, direction, protocol, port)
+                    explained(given, direction, peer, protocol, port, wanted)
+
+
+def explained(given: list[NodePolicy], direction: Direction, peer: str, protocol: str, port: int, wanted: bool) -> None:
+    """`waggle why` says the same, and something of every rule that does not match."""
+    here = address("node1", 6 if ":" in peer else 4)
+    ends = (peer, here) if direction is Direction.INGRESS else (here, peer)
+    own = OwnPolicies(tuple(given), NOTHING_ESSENTIAL, known=True)
+    look = look_node(world(), "node1", own, direction, Traffic(*ends, protocol, port))
+    if look is None:
+        assert wanted and not any(direction in policy_types(one) for one in given)
+        return
+    assert look.allowed == wanted
+    whole = [msgspec.structs.replace(one, metadata=ObjectMeta(name=one.metadata.name)) for one in given]
+    assert look.audited == (wanted and not allows(whole, direction, peer, protocol, port, KNOWN))
+    for one in look.policies:
+        for asked in one.rules:
+            assert bool(asked.why) != asked.matches
+    if look.rule is not None:
+        assert look.rule.key.name in {one.metadata.name for one in given if not is_audited(one)}
 
 
 def test_what_is_essential_passes_whatever_policies_say() -> None:
@@ -226,6 +254,11 @@ def test_what_is_essential_passes_whatever_policies_say() -> None:
     for number in (ingress, egress):
         assert answers(tables, number, address("node2"), "UDP", 8472)
         assert not answers(tables, number, "198.51.100.1", "UDP", 8472)
+    for direction, number in ((Direction.INGRESS, ingress), (Direction.EGRESS, egress)):
+        for peer in ("198.51.100.1", "203.0.113.9", address("node2")):
+            for protocol, port in itertools.product(("TCP", "UDP"), (22, 53, 443, 6443, 6444, 8472, 30000)):
+                named = essential(essentials, Guests(), direction, peer, protocol, port, KNOWN.nodes)
+                assert bool(named) == answers(tables, number, peer, protocol, port), (direction, peer, protocol, port)
     assert answers(tables, ingress, "198.51.100.1", "TCP", 30000)
     assert answers(tables, ingress, "198.51.100.1", "TCP", 6444)  # this node is an API server
     assert not answers(tables, ingress, "198.51.100.1", "TCP", 6443)

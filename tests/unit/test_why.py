@@ -17,7 +17,9 @@ from waggle.cli.why import as_yaml, lines
 from waggle.errors import ConfigError
 from waggle.model.choice import NodeFacts
 from waggle.model.meta import ObjectKey
-from waggle.model.objects import Pod, PodCondition, Service
+from waggle.model.node_policy import Essentials, Guests
+from waggle.model.node_trace import OwnPolicies
+from waggle.model.objects import NodePolicy, Pod, PodCondition, Service
 from waggle.model.packets import Cluster, LocalNode
 from waggle.model.policy import PolicyWorld, Traffic, decide
 from waggle.model.policy_fix import fixes
@@ -65,6 +67,78 @@ def situation(*policies: NetworkPolicy | ClusterNetworkPolicy, services: tuple[S
 def told(answer: Why) -> str:
     """The words of an answer; that there is JSON of it is proven on the way."""
     return "\n".join(lines(json.loads(json.dumps(why_json(answer, lambda *_: (None, None))))))
+
+
+# -- the node's own -------------------------------------------------------------------------------------------------
+
+FRONT = """\
+metadata: {name: front}
+spec:
+  nodeSelector: {matchLabels: {role: node1}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{ipBlock: {cidr: 198.51.100.0/24, except: [198.51.100.7/32]}}], ports: [{port: 22}]}]
+  egress: [{to: [{nodeSelector: {matchLabels: {role: node2}}}], ports: [{protocol: UDP, port: 7000, endPort: 7100}]}]
+"""
+
+
+def guarded(*texts: str, own: OwnPolicies | None = None) -> Situation:
+    made = tuple(msgspec.convert(yaml.safe_load(text), NodePolicy) for text in texts or (FRONT,))
+    return situation()._replace(node_policies=made, own=own._replace(policies=made) if own else None)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "verdict", "words"),
+    [
+        ("198.51.100.1", f"{NODE}:22", "tcp", "passes", "NodePolicy front ingress[0] allows it"),
+        ("198.51.100.7", f"{NODE}:22", "tcp", "dropped", "198.51.100.7 is excepted from 198.51.100.0/24"),
+        ("198.51.100.1", f"{NODE}:23", "tcp", "dropped", "TCP 23 is not TCP 22"),
+        ("203.0.113.1", f"{NODE}:22", "tcp", "dropped", "203.0.113.1 is not in 198.51.100.0/24"),
+        ("node1", "node2:7050", "udp", "passes", "NodePolicy front egress[0] allows it"),
+        ("node1", "node2:7101", "udp", "dropped", "UDP 7101 is not UDP 7000-7100"),
+        ("node1", "203.0.113.1:7000", "udp", "dropped", "203.0.113.1 is no node's address"),
+        ("x/c", "node1:22", "tcp", "dropped", "is not in 198.51.100.0/24"),
+    ],
+)
+def test_node_policies_are_asked_about_the_nodes_own(
+    source: str, destination: str, protocol: str, verdict: str, words: str
+) -> None:
+    answer = why(guarded(own=OwnPolicies((), known=True)), source, destination, protocol)
+    assert answer.verdict == verdict
+    assert words in told(answer)
+    if verdict == "dropped":
+        (fix,) = answer.paths[0].fixes
+        assert fix.manifest is not None
+        read = parse_manifest(as_yaml(fix.manifest).encode(), "-")
+        assert not read.errors and len(read.objects) == 1
+        again = guarded(FRONT, json.dumps(fix.manifest), own=OwnPolicies((), known=True))
+        assert why(again, source, destination, protocol).verdict == "passes"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"), [("x/a", "node1:22"), ("node1", "x/b:80"), ("node1", "node1:22"), ("node2", "x/c:80")]
+)
+def test_node_policies_are_not_asked_about_a_node_and_what_runs_there(source: str, destination: str) -> None:
+    answer = why(guarded(FRONT, FRONT.replace("front", "second").replace("node1", "node2")), source, destination)
+    assert answer.verdict == "passes" and not answer.paths[0].nodes
+
+
+def test_what_always_passes_and_what_is_tried_or_not_known_is_said() -> None:
+    essentials = Essentials(8472, apiservers=frozenset({("203.0.113.1", 6443)}))
+    own = OwnPolicies((), essentials, Guests(("203.0.113.9",), (22,)), known=True, on_trial=True)
+    answer = why(guarded(own=own), "node1", "203.0.113.1:6443")
+    assert answer.verdict == "passes"
+    assert "node node1, on trial: connections to the API server always pass" in told(answer)
+    assert "those who were logged in" in told(why(guarded(own=own), "203.0.113.9", "node1:22"))
+    other = FRONT.replace("node1", "node2")
+    assert "of node node2, if it has confirmed" in told(why(guarded(other, own=own), "203.0.113.9", "node2:22"))
+
+
+def test_an_audited_node_policy_drops_nothing() -> None:
+    audited = FRONT.replace("name: front", 'name: front, annotations: {"waggle.io/audit": "true"}')
+    answer = why(guarded(audited, own=OwnPolicies((), known=True)), "203.0.113.1", "node1:22")
+    assert answer.verdict == "audit" and not answer.paths[0].fixes
+    assert "no rule would allow it" in told(answer)
+    assert why(guarded(audited, own=OwnPolicies((), known=True)), "198.51.100.1", "node1:22").verdict == "passes"
 
 
 # -- who is meant ---------------------------------------------------------------------------------------------------

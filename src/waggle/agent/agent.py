@@ -430,7 +430,7 @@ class Agent:
             service_cidr=self.config.service_cidr,
             most_ranges=self.vips.most_ranges,
         )
-        return Situation(cluster, world, local)
+        return Situation(cluster, world, local, tuple(store.node_policies.values()), self.node_policies.in_force())
 
     def place_of(self, kind: str, key: ObjectKey) -> tuple[str, int | None]:
         """Where an object comes from: "file:" and a path, or what else the store calls it, and the line in a file."""

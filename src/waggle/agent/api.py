@@ -25,6 +25,7 @@ from waggle.agent.ssh_sessions import session_of
 from waggle.agent.telemetry import DatapathCollector
 from waggle.config import DEFAULT_SOCKET, split_host_port
 from waggle.errors import ApiError, ConfigError, NotReady, WaggleError
+from waggle.model.node_trace import NodeLook
 from waggle.model.objects import ObjectKey
 from waggle.model.policy import Side, Traffic
 from waggle.model.service import Family
@@ -253,7 +254,7 @@ class Api:
             origin, line = agent.place_of(kind, key)
             return (origin.removeprefix("file:"), line) if origin.startswith("file:") else (None, None)
 
-        def in_force(side: Side, traffic: Traffic) -> dict[str, Any] | None:
+        def in_force(side: Side | NodeLook, traffic: Traffic) -> dict[str, Any] | None:
             found = agent.policies.in_force(side, traffic)
             return None if found is None else found._asdict()
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from waggle.agent.dns_forward import Forwarder
 from waggle.config import AgentConfig, split_host_port
 from waggle.errors import ConfigError
+from waggle.model.node_policy import Essentials
 from waggle.model.objects import ObjectKey
-from waggle.plan.policy_node import Essentials
 from waggle.sources.kubeconfig import load_access
 from waggle.store import Store
 

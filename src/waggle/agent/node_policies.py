@@ -20,10 +20,11 @@ from waggle.agent.ssh_sessions import SshSession, logged_in
 from waggle.errors import ApiError, KernelError, NotReady
 from waggle.kernel.sockets import connections
 from waggle.model import node_policy
-from waggle.model.node_policy import Clock, Peers, State, Trial
+from waggle.model.node_policy import Clock, Essentials, Guests, Peers, State, Trial
+from waggle.model.node_trace import OwnPolicies
 from waggle.model.objects import ObjectKey
 from waggle.model.policy_rules import Direction
-from waggle.plan.policy_node import Essentials, Guests, NodePlan, NodeTrial
+from waggle.plan.policy_node import NodePlan, NodeTrial
 from waggle.sources.problem import Problem
 from waggle.store import Store
 
@@ -65,6 +66,7 @@ class NodePolicies:
         self._lock = asyncio.Lock()  # of the state
         self._in_force_until = 0  # the end of the trial that the kernel has, and since when it has it
         self._in_force_since_ns = 0
+        self._essentials: Essentials | None = None  # as they were planned last
         self._timer: asyncio.TimerHandle | None = None
         self._unreadable = ""
         self._unwritten = ""  # why a change is not tried
@@ -97,10 +99,19 @@ class NodePolicies:
         if not self.state.confirmed and self.state.trial is None:
             self._schedule(None)
             return None
-        essentials = await self._find_essentials()
+        essentials = self._essentials = await self._find_essentials()
         trial = self.state.trial
         self._schedule(trial)
         return NodePlan(essentials, tuple(self.state.confirmed.values()), _planned(trial))
+
+    def in_force(self) -> OwnPolicies:
+        """What holds on this node now, as far as it has been told to the kernel."""
+        state = node_policy.expired(self.state, clock())
+        trial = state.trial
+        if trial is None:
+            return OwnPolicies(tuple(state.confirmed.values()), self._essentials, known=True)
+        guests = Guests(trial.guests, trial.ports)
+        return OwnPolicies(tuple(trial.policies.values()), self._essentials, guests, known=True, on_trial=True)
 
     async def _try_to_enter(self, new: State) -> None:
         try:

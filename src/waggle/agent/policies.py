@@ -16,6 +16,7 @@ from waggle.abi.address import pack_address, unpack_address
 from waggle.agent.node_policies import NodePolicies
 from waggle.errors import WaggleError
 from waggle.model.interface import PodInterface
+from waggle.model.node_trace import NodeLook
 from waggle.model.objects import ObjectKey, Pod
 from waggle.model.policy import Side, Traffic
 from waggle.model.policy_rules import NO_RULE, Direction
@@ -252,9 +253,11 @@ class Policies:
             if any(self.sets_of(pack_address(str(address))) == (PENDING, PENDING) for address in pod.addresses)
         ]
 
-    def in_force(self, side: Side, traffic: Traffic) -> InForce | None:
+    def in_force(self, side: Side | NodeLook, traffic: Traffic) -> InForce | None:
         """What the kernel's tables say of a side that the model has judged; None where they are not asked: it is no pod
-        of this node, or it talks to itself. Blocking."""
+        of this node, and not this node, or it talks to itself. Blocking."""
+        if isinstance(side, NodeLook):
+            return self._in_force_on_node(side, traffic) if side.own.known else None
         own, peer = traffic.source, traffic.destination
         if side.direction is Direction.INGRESS:
             own, peer = peer, own
@@ -268,6 +271,15 @@ class Policies:
         asker = next((pod.host_ifindex for pod in self._pods() if own in map(str, pod.addresses)), 0)
         key = step_key(traffic.protocol, traffic.port)
         step = self.writer.answer(policy_set, peer, key, is_self=is_self, asker=asker)
+        return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
+
+    def _in_force_on_node(self, look: NodeLook, traffic: Traffic) -> InForce:
+        comes = look.direction is Direction.INGRESS
+        policy_set = self.writer.set_of_node(look.direction, on_trial=look.own.on_trial)
+        peer = traffic.source if comes else traffic.destination
+        if not policy_set:
+            return InForce(True, False, NO_RULE, self.pending)
+        step = self.writer.answer(policy_set, peer, step_key(traffic.protocol, traffic.port), is_self=False)
         return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
 
     def check(self, *, repair: bool) -> tuple[int, list[Drift]]:

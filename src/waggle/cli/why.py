@@ -26,6 +26,7 @@ from waggle.errors import ConfigError
 from waggle.model.choice import NodeFacts
 from waggle.model.meta import ObjectKey
 from waggle.model.packets import Cluster, LocalNode
+from waggle.model.policy_objects import NodePolicy
 from waggle.model.service import Family
 from waggle.model.why import Situation
 from waggle.model.why import why as explain
@@ -95,7 +96,7 @@ def _asked_about(event: dict[str, Any]) -> tuple[str, str, str]:
 def _agreeing(answer: dict[str, Any]) -> Iterator[bool]:
     """Whether the kernel says the same, for each side that it was asked about; tables that are behind do not count."""
     for path in answer["paths"]:
-        for side in (path["egress"], path["ingress"]):
+        for side in (path["egress"], path["ingress"], *path["nodes"]):
             if side["kernel"] and not side["kernel"]["behind"]:
                 yield side["kernel"]["agrees"]
 
@@ -103,7 +104,8 @@ def _agreeing(answer: dict[str, Any]) -> Iterator[bool]:
 def _situation(files: PolicyFiles) -> Situation:
     world = files.world()
     cluster = Cluster(files.services, files.slices, world.pods, world.nodes)
-    return Situation(cluster, world, LocalNode(NodeFacts(""), frozenset(), ()))
+    local = LocalNode(NodeFacts(""), frozenset(), ())
+    return Situation(cluster, world, local, tuple(files.of(NodePolicy).values()))
 
 
 def _place(files: PolicyFiles) -> Any:
@@ -209,6 +211,8 @@ def _path(path: dict[str, Any]) -> Iterator[str]:
     yield f"to {name}{alike}: {_word(path['allowed'], path['audited'])}"
     for side in (path["egress"], path["ingress"]):
         yield from _side(side)
+    for look in path["nodes"]:
+        yield from _node(look)
     if path["fixes"]:
         yield "  what would let it pass:"
     for number, fix in enumerate(path["fixes"], 1):
@@ -232,7 +236,26 @@ def _side(side: dict[str, Any]) -> Iterator[str]:
         rule = side["audit"]["rule"]
         by = f"{rule['text']}{_at(rule)} would deny it" if rule else "no rule would allow it"
         yield f"  {_AUDIT} were the audited policies enforced, {by}"
-    kernel = side["kernel"]
+    yield from _kernel(side["kernel"])
+    for policy in side["policies"]:
+        yield from _policy(policy)
+    if side["policies"] and side["beside"]:
+        yield f"      not about it: {side['beside']} more in its namespace"
+
+
+def _node(look: dict[str, Any]) -> Iterator[str]:
+    where = _at(look["rule"]) if look["rule"] else ""
+    trial = ", on trial" if look["onTrial"] else "" if look["known"] else ", if it has confirmed what these objects say"
+    sign = _YES if look["allowed"] else _NO
+    yield f"  {sign} {look['direction'].lower()} of node {look['node']}{trial}: {look['because']}{where}"
+    if look["audited"]:
+        yield f"  {_AUDIT} were the audited policies enforced, no rule would allow it"
+    yield from _kernel(look["kernel"])
+    for policy in look["policies"]:
+        yield from _policy(policy)
+
+
+def _kernel(kernel: dict[str, Any] | None) -> Iterator[str]:
     if kernel and not kernel["agrees"]:
         says = _word(kernel["allowed"], kernel["audited"])
         late = (
@@ -241,10 +264,6 @@ def _side(side: dict[str, Any]) -> Iterator[str]:
         yield f"  ! the kernel's tables differ: it {says} by rule {kernel['rule']:08x}{late}"
     elif kernel:
         yield "    the kernel's tables say the same"
-    for policy in side["policies"]:
-        yield from _policy(policy)
-    if side["policies"] and side["beside"]:
-        yield f"      not about it: {side['beside']} more in its namespace"
 
 
 def _policy(policy: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -50,6 +51,29 @@ def rules_of(
     return [(rule.to or (), rule.ports or ()) for rule in policy.spec.egress or ()]
 
 
+@dataclass(frozen=True, slots=True)
+class Essentials:
+    """What always passes. `apiservers`: (address, port); `own`: addresses of this node; `open_ports`: TCP ports that
+    health checks ask."""
+
+    vxlan_port: int
+    apiservers: frozenset[tuple[str, int]] = frozenset()
+    own: frozenset[str] = frozenset()
+    resolvers: frozenset[str] = frozenset()
+    open_ports: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """Who is let in while a trial goes on, because of the connections that there were when it began."""
+
+    addresses: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+
+
+_DNS = 53
+
+
 class Peers(NamedTuple):
     """What is known of addresses."""
 
@@ -71,20 +95,24 @@ def allows(
     if not asked:
         return True
     return any(
-        (not among or any(_means(peer, address, peers or Peers()) for peer in among))
-        and (not ports or any(_matches(one, protocol, port) for one in ports))
+        (not among or any(means(peer, address, peers or Peers()) for peer in among))
+        and (not ports or any(port_matches(one, protocol, port) for one in ports))
         for policy in asked
         for among, ports in rules_of(policy, direction)
     )
 
 
-def _matches(listed: NodePolicyPort, protocol: str, port: int) -> bool:
+def port_matches(listed: NodePolicyPort, protocol: str, port: int | None) -> bool:
+    """Whether a port of a rule is that of a packet, which has none (None) where its protocol has none."""
     if (listed.protocol or "TCP") != protocol:
         return False
-    return listed.port is None or listed.port <= port <= (listed.end_port or listed.port)
+    if listed.port is None:
+        return True
+    return port is not None and listed.port <= port <= (listed.end_port or listed.port)
 
 
-def _means(peer: NodePolicyPeer, address: str, known: Peers) -> bool:
+def means(peer: NodePolicyPeer, address: str, known: Peers) -> bool:
+    """Whether an address is of a peer."""
     if peer.ip_block is not None:
         value = ipaddress.ip_address(address)
         inside = [value in ipaddress.ip_network(text, strict=False) for text in peer.ip_block.except_]
@@ -120,6 +148,34 @@ def _same(one: str, other: str) -> bool:
         return ipaddress.ip_address(one) == ipaddress.ip_address(other)
     except ValueError:
         return False  # nodes list host names among their addresses
+
+
+def essential(
+    essentials: Essentials,
+    guests: Guests,
+    direction: Direction,
+    address: str,
+    protocol: str,
+    port: int | None,
+    nodes: Iterable[Node],
+) -> str:
+    """What always passes, whatever policies say, of which a connection with a peer would be; "" where it is not."""
+    if (protocol, port) == ("UDP", essentials.vxlan_port):
+        is_node = any(_same(entry.address, address) for node in nodes for entry in node.status.addresses)
+        return "tunnels between nodes" if is_node else ""
+    if direction is Direction.EGRESS:
+        if protocol == "TCP" and (address, port) in essentials.apiservers:
+            return "connections to the API server"
+        return "resolvers" if port == _DNS and protocol in ("TCP", "UDP") and address in essentials.resolvers else ""
+    if protocol != "TCP":
+        return ""
+    if port in essentials.open_ports:
+        return "health checks"
+    if any(port == number and server in essentials.own for server, number in essentials.apiservers):
+        return "connections to the API server"
+    return (
+        "those who were logged in when the trial began" if port in guests.ports and address in guests.addresses else ""
+    )
 
 
 # -- what becomes of a change ---------------------------------------------------------------------------------------

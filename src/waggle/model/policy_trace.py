@@ -150,10 +150,11 @@ def network_peer_words(world: PolicyWorld, policy: NetworkPolicy, peer: NetworkP
         return f"{address} is no pod's address"
     if peer.namespace_selector is None and pod.metadata.namespace != policy.metadata.namespace:
         return f"{pod.key} is not in namespace {policy.metadata.namespace}"
-    return _pod_words(world, pod, peer.namespace_selector, peer.pod_selector)
+    return pod_words(world, pod, peer.namespace_selector, peer.pod_selector)
 
 
-def _pod_words(world: PolicyWorld, pod: Pod, namespaces: LabelSelector | None, pods: LabelSelector | None) -> str:
+def pod_words(world: PolicyWorld, pod: Pod, namespaces: LabelSelector | None, pods: LabelSelector | None) -> str:
+    """Which labels a pod and its namespace lack."""
     words = []
     namespace = pod.metadata.namespace
     if namespaces is not None and (lacking := unmet(namespaces, world.labels_of(namespace))):
@@ -193,8 +194,8 @@ def _cluster_peer_words(world: PolicyWorld, peer: ClusterPeer, address: str, tra
         return f"{address} is no pod's address"
     subject = ClusterSubject(peer.namespaces, peer.pods)
     if subject.pods is not None:
-        return _pod_words(world, pod, subject.pods.namespace_selector, subject.pods.pod_selector)
-    return _pod_words(world, pod, subject.namespaces, None)
+        return pod_words(world, pod, subject.pods.namespace_selector, subject.pods.pod_selector)
+    return pod_words(world, pod, subject.namespaces, None)
 
 
 def ports_words(world: PolicyWorld, ports: Sequence[Ports], traffic: Traffic) -> str:

@@ -7,7 +7,7 @@ is asked about may be a pod, a Service, a node, an address or a domain name, as 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,7 +15,10 @@ from waggle.errors import ConfigError
 from waggle.model.choice import Choice, NodeFacts, Otherwise, Scope, choose
 from waggle.model.endpoints import Endpoint
 from waggle.model.meta import ObjectKey
-from waggle.model.objects import ZONE_LABEL, Node, Pod, Service, ServicePort
+from waggle.model.node_fix import node_fix
+from waggle.model.node_policy import of_node
+from waggle.model.node_trace import NodeLook, OwnPolicies, look_node
+from waggle.model.objects import ZONE_LABEL, Node, NodePolicy, Pod, Service, ServicePort
 from waggle.model.packets import (
     Cluster,
     End,
@@ -40,11 +43,14 @@ _WITH_PORTS = ("TCP", "UDP", "SCTP")
 
 
 class Situation(NamedTuple):
-    """The objects, and the node that is asked: its own addresses are in `local`."""
+    """The objects, and the node that is asked: its own addresses are in `local`. `own`: its NodePolicies; of other
+    nodes, those of `node_policies` that select them."""
 
     cluster: Cluster
     world: PolicyWorld
     local: LocalNode
+    node_policies: tuple[NodePolicy, ...] = ()
+    own: OwnPolicies | None = None
 
 
 class Party(NamedTuple):
@@ -82,7 +88,8 @@ class ServiceLook(NamedTuple):
 
 
 class PathLook(NamedTuple):
-    """A packet to one destination, after Services. `alike`: other backends to which the same applies."""
+    """A packet to one destination, after Services. `nodes`: what NodePolicies say, where it is a node's own. `alike`:
+    other backends to which the same applies."""
 
     traffic: Traffic
     name: str
@@ -91,6 +98,17 @@ class PathLook(NamedTuple):
     ingress: SideLook
     fixes: tuple[Fix, ...]
     alike: tuple[str, ...] = ()
+    nodes: tuple[NodeLook, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether everybody who is asked lets it pass."""
+        return self.decision.allowed and all(look.allowed for look in self.nodes)
+
+    @property
+    def audited(self) -> bool:
+        """Whether it passes, and audited policies would drop it."""
+        return self.allowed and (self.decision.audited or any(look.audited for look in self.nodes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +155,11 @@ def why(situation: Situation, source: str, destination: str, protocol: str = "",
         refusal = refuse(situation.cluster, local, packet)
         if refusal is not None:
             return Why(client, server, asked, port, refusal.action.value + "ed", notes=(_refused(refusal.reason),))
-    path = _path(situation, Traffic(from_, to, asked, port), server.text if server.kind == "pod" else "")
+    traffic = Traffic(from_, to, asked, port)
+    nodes = tuple(_node_looks(situation, traffic))
+    path = _path(situation, traffic, server.text if server.kind == "pod" else "")._replace(nodes=nodes)
+    if dropping := [look for look in nodes if not look.allowed]:
+        path = path._replace(fixes=(*path.fixes, *(node_fix(look, traffic) for look in dropping)))
     return Why(client, server, asked, port, _verdict([path]), None, (path,), tuple(_notes(client, server)))
 
 
@@ -434,6 +456,37 @@ def _path(situation: Situation, traffic: Traffic, name: str) -> PathLook:
     )
 
 
+def _node_looks(situation: Situation, traffic: Traffic) -> Iterator[NodeLook]:
+    """What is a node's own, and comes or goes by an uplink: not what it says to itself, or to pods that run there."""
+    source, destination = _nodes_at(situation, traffic.source), _nodes_at(situation, traffic.destination)
+    ends = (
+        (Direction.EGRESS, source, destination, traffic.destination),
+        (Direction.INGRESS, destination, source, traffic.source),
+    )
+    for direction, own, others, peer in ends:
+        pod = situation.world.pod_by_address.get(peer)
+        for name in own:
+            if name in others or (pod is not None and pod.spec.node_name == name):
+                continue
+            look = look_node(situation.world, name, _policies_of(situation, name), direction, traffic)
+            if look is not None:
+                yield look
+
+
+def _nodes_at(situation: Situation, address: str) -> list[str]:
+    if address in situation.local.addresses:
+        return [situation.local.facts.name]
+    return [key.name for key, node in situation.cluster.nodes.items() if address in node_addresses(node)][:1]
+
+
+def _policies_of(situation: Situation, name: str) -> OwnPolicies:
+    if situation.own is not None and name == situation.local.facts.name:
+        return situation.own
+    node = situation.cluster.nodes.get(ObjectKey("", name))
+    labels = (node.metadata.labels or {}) if node is not None else {}
+    return OwnPolicies(tuple(of_node(situation.node_policies, labels).values()))
+
+
 def _paths(situation: Situation, targets: Mapping[Traffic, str]) -> list[PathLook]:
     """Of backends to which the same applies, the first is looked at: a Service may have thousands."""
     groups: dict[object, list[Traffic]] = {}
@@ -447,5 +500,5 @@ def _paths(situation: Situation, targets: Mapping[Traffic, str]) -> list[PathLoo
 
 
 def _verdict(paths: Iterable[PathLook]) -> str:
-    found = {"dropped" if not p.decision.allowed else "audit" if p.decision.audited else "passes" for p in paths}
+    found = {"dropped" if not p.allowed else "audit" if p.audited else "passes" for p in paths}
     return found.pop() if len(found) == 1 else "depends"

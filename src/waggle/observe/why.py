@@ -7,6 +7,7 @@ from typing import Any
 
 from waggle.abi.address import host_port
 from waggle.model.meta import ObjectKey
+from waggle.model.node_trace import NodeLook
 from waggle.model.policy import Cause, Side, Traffic
 from waggle.model.policy_rules import RuleRef
 from waggle.model.policy_trace import PolicyLook, RuleLook, SideLook
@@ -15,8 +16,9 @@ from waggle.model.why import Party, PathLook, ServiceLook, Why
 #: Where a value of an object is written: (kind, key, path) → file and line, as far as they are known.
 Place = Callable[[str, ObjectKey, tuple[str | int, ...]], tuple[str | None, int | None]]
 
-#: What the kernel's tables say of a side: allowed, audited, rule, behind; None where they were not asked.
-Kernel = Callable[[Side, Traffic], dict[str, Any] | None]
+#: What the kernel's tables say of a side, or of a node's own packet: allowed, audited, rule, behind; None where they
+#: were not asked.
+Kernel = Callable[[Side | NodeLook, Traffic], dict[str, Any] | None]
 
 _CAUSES = {
     Cause.NO_POD: "no pod is at this end, or one that policies do not mean",
@@ -27,7 +29,7 @@ _CAUSES = {
 }
 
 
-def _not_asked(_side: Side, _traffic: Traffic) -> None:
+def _not_asked(_side: Side | NodeLook, _traffic: Traffic) -> None:
     """There is no kernel behind files."""
 
 
@@ -92,19 +94,17 @@ def _path(path: PathLook, place: Place, kernel: Kernel) -> dict[str, Any]:
         "protocol": traffic.protocol,
         "name": path.name,
         "alike": list(path.alike),
-        "allowed": path.decision.allowed,
-        "audited": path.decision.audited,
+        "allowed": path.allowed,
+        "audited": path.audited,
         "egress": _side(path.egress, place, kernel(path.egress.side, traffic)),
         "ingress": _side(path.ingress, place, kernel(path.ingress.side, traffic)),
+        "nodes": [_node(look, place, kernel(look, traffic)) for look in path.nodes],
         "fixes": [{"words": f.words, "manifest": f.manifest, "instead": list(f.instead)} for f in path.fixes],
     }
 
 
 def _side(look: SideLook, place: Place, kernel: dict[str, Any] | None) -> dict[str, Any]:
     side = look.side
-    if kernel is not None:
-        agrees = (kernel["allowed"], kernel["audited"]) == (side.allowed, side.audit is not None)
-        kernel = {**kernel, "agrees": agrees}
     audit = side.audit
     return {
         "direction": side.direction.value,
@@ -116,7 +116,28 @@ def _side(look: SideLook, place: Place, kernel: dict[str, Any] | None) -> dict[s
         "audit": None if audit is None else {"rule": rule_json(audit.rule, place) if audit.rule else None},
         "policies": [_policy(policy, place) for policy in look.policies],
         "beside": look.beside,
-        "kernel": kernel,
+        "kernel": _compared(kernel, side.allowed, side.audit is not None),
+    }
+
+
+def _compared(kernel: dict[str, Any] | None, allowed: bool, audited: bool) -> dict[str, Any] | None:
+    if kernel is None:
+        return None
+    return {**kernel, "agrees": (kernel["allowed"], kernel["audited"]) == (allowed, audited)}
+
+
+def _node(look: NodeLook, place: Place, kernel: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "node": look.node,
+        "direction": look.direction.value,
+        "allowed": look.allowed,
+        "audited": look.audited,
+        "because": look.because,
+        "rule": rule_json(look.rule, place) if look.rule else None,
+        "onTrial": look.own.on_trial,
+        "known": look.own.known,
+        "policies": [_policy(policy, place) for policy in look.policies],
+        "kernel": _compared(kernel, look.allowed, look.audited),
     }
 
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from waggle.model.meta import ObjectKey
+from waggle.model.node_policy import Guests
 from waggle.model.objects import Node, Pod
 from waggle.model.policy_objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, NodePolicy
 from waggle.model.policy_rules import Direction
 from waggle.plan.policy_compile import Compiled, Policy, compile_policy, pods_of
 from waggle.plan.policy_ids import PolicyIds
-from waggle.plan.policy_node import Guests, NodePlan, compile_node
+from waggle.plan.policy_node import NodePlan, compile_node
 from waggle.plan.policy_peers import PeerChanges, PeerClass, Peers, canonical, is_address, pod_facts
 from waggle.plan.policy_predicates import PodTerm, PortName, Predicate, Predicates, hash64
 from waggle.plan.policy_sets import KnownAnswers, PolicySet, asked_of, port_names, set_text

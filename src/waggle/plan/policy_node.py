@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from waggle.model.meta import ObjectKey
-from waggle.model.node_policy import is_audited, policy_types, rules_of
+from waggle.model.node_policy import Essentials, Guests, is_audited, policy_types, rules_of
 from waggle.model.policy_objects import LabelSelector, NodePolicy, NodePolicyPeer, NodePolicyPort
 from waggle.model.policy_rules import Direction, RuleRef
 from waggle.plan.policy_compile import (
@@ -36,26 +36,6 @@ ESSENTIALS = "Essentials"
 _KEY = ObjectKey("", "node")
 _TCP, _UDP = PROTOCOL_INDEX["TCP"], PROTOCOL_INDEX["UDP"]
 _DNS = 53
-
-
-@dataclass(frozen=True, slots=True)
-class Essentials:
-    """What always passes. `apiservers`: (address, port); `own`: addresses of this node; `open_ports`: TCP ports that
-    health checks ask."""
-
-    vxlan_port: int
-    apiservers: frozenset[tuple[str, int]] = frozenset()
-    own: frozenset[str] = frozenset()
-    resolvers: frozenset[str] = frozenset()
-    open_ports: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Guests:
-    """Who is let in while a trial goes on, because of the connections that there were when it began."""
-
-    addresses: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from waggle.abi.address import pack_address, unpack_address
 from waggle.abi.learned_names import in_force, pack_pattern
 from waggle.errors import WaggleError
 from waggle.kernel.maps import Map
-from waggle.model.policy_rules import NO_RULE
+from waggle.model.policy_rules import NO_RULE, Direction
 from waggle.plan.extents import ExtentAllocator
 from waggle.plan.policy_bridge import bridge
 from waggle.plan.policy_tables import (
@@ -295,6 +295,13 @@ class PolicyWriter:
         """Has programs judge the flows they know again."""
         self._revision = (self._revision + 1) % (1 << 32)
         self._state.update(bytes(4), PolicyState(self._revision, int(self._keep)).pack())
+
+    def set_of_node(self, direction: Direction, *, on_trial: bool) -> int:
+        """The set that judges what comes to the node, or leaves it; 0 where nothing does."""
+        sets = self._node_sets()
+        if direction is Direction.INGRESS:
+            return sets.trial_ingress if on_trial else sets.ingress
+        return sets.trial_egress if on_trial else sets.egress
 
     # -- questions ----------------------------------------------------------------------------------------------
 
