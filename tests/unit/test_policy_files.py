@@ -330,6 +330,27 @@ def test_diff(waggle, tmp_path: Path) -> None:
     assert (change["ports"][0]["first"], change["ports"][0]["last"]) == (9100, 9200)
 
 
+def test_node_policies_that_differ_are_named(waggle, tmp_path: Path) -> None:
+    """No pods are needed: what a node makes of a change, it says when it tries it."""
+
+    def written(name: str, *ports: int) -> str:
+        rules = json.dumps([{"ports": [{"port": port} for port in ports]}])
+        return (
+            f"---\napiVersion: waggle.io/v1alpha1\nkind: NodePolicy\nmetadata: {{name: {name}}}\n"
+            f"spec: {{ingress: {rules}}}\n"
+        )
+
+    (tmp_path / "old.yaml").write_text(written("a", 22) + written("b", 80) + written("gone", 1))
+    (tmp_path / "new.yaml").write_text(written("a", 22) + written("b", 80, 443) + written("new", 1))
+    found = waggle("policy", "diff", "old.yaml", "new.yaml", "-o", "json")
+    assert found.code == 1
+    assert json.loads(found.out) == {
+        "changes": [], "flows": None, "notCompared": [], "nodePolicies": ["b", "gone", "new"],
+    }  # fmt: skip
+    assert "NodePolicies that differ: b, gone, new" in waggle("policy", "diff", "old.yaml", "new.yaml").out
+    assert waggle("policy", "diff", "old.yaml", "old.yaml", "--with", "workloads.yaml").code == 0
+
+
 def test_diff_that_cannot_be_told(waggle, tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(FINE)
     assert "there are no pods" in waggle("policy", "diff", "old.yaml", "old.yaml").err

@@ -13,9 +13,11 @@ import typer
 from waggle.cli.output import Output, OutputFormat, console, print_json, printable
 from waggle.errors import ConfigError, WaggleError
 from waggle.model.meta import ObjectKey
+from waggle.model.node_policy import is_audited
 from waggle.model.policy import PolicyWorld, decide, pod_addresses
 from waggle.model.policy_diff import OTHER, Change, EndKind, Ends, Interval, differences, reason, state, unjudged
 from waggle.model.policy_lint import Finding, lint
+from waggle.model.policy_objects import NodePolicy
 from waggle.model.service import family_of
 from waggle.sources.policy_files import DEFAULT_POD_CIDR, PolicyFiles, read_policy_files
 
@@ -44,14 +46,15 @@ def diff(
     """Which flows pass under NEW and not under OLD, and the reverse: all of them, as sets of ends and ports.
 
     Pods are those of the files, and the pod templates of workloads. For those of a cluster:
-    `kubectl get pods,namespaces,nodes -A -o yaml`, given with --with.
+    `kubectl get pods,namespaces,nodes -A -o yaml`, given with --with. Of NodePolicies, only which ones differ is said.
 
     Exit status: 0 nothing changes; 1 something does; 2 it cannot be told.
     """
     with _unusable_is_2():
         before, after = _read_both(old, new, more or [], pod_cidr)
         worlds = before.world(), after.world()
-        if not worlds[0].pod_by_address and not worlds[1].pod_by_address:
+        own = _changed_node_policies(before, after)
+        if not own and not worlds[0].pod_by_address and not worlds[1].pod_by_address:
             raise ConfigError("there are no pods to ask about: give files with pods or workloads by --with")
         changes = differences(*worlds)
         skipped = unjudged(*worlds)
@@ -62,13 +65,17 @@ def diff(
                 "changes": [_change_json(change) for change in changes],
                 "flows": [flow.as_json() for flow in recorded] if recorded is not None else None,
                 "notCompared": skipped,
+                "nodePolicies": own,
             }
         )
     else:
         _print_changes(changes, worlds[1], skipped)
+        if own:
+            text = f"NodePolicies that differ: {_some(own)}; each node tries them first, and `waggle why` explains them"
+            console().print(printable(text))
         if recorded is not None:
             _print_flows(recorded)
-    if changes:
+    if changes or own:
         raise typer.Exit(EXIT_DIFFERS)
 
 
@@ -126,6 +133,11 @@ def _read_both(old: Path, new: Path, more: Sequence[Path], pod_cidr: str) -> tup
     if errors:
         raise ConfigError("; ".join(str(error) for error in errors[:10]))
     return before, after
+
+
+def _changed_node_policies(before: PolicyFiles, after: PolicyFiles) -> list[str]:
+    said = [{key.name: (one.spec, is_audited(one)) for key, one in f.of(NodePolicy).items()} for f in (before, after)]
+    return sorted(name for name in said[0].keys() | said[1].keys() if said[0].get(name) != said[1].get(name))
 
 
 # -- changes --------------------------------------------------------------------------------------------------------
