@@ -15,11 +15,13 @@ from bench.rule_sets import RULE_SETS
 from bench.traffic import TESTS
 
 PARTS = ("cni", "control-plane", "north-south", "pods", "policy", "east-west", "first-packet")
+#: What labs are measured with and without: `bench.policy.CASES`, by name.
+POLICY_CASES = ("policies-1", "policies-100", "policies-1000", "remote-10000", "quiet")
 #: What figures depend on: recorded with them, and compared when a run is resumed.
 _RECORDED = (
     "parts", "tests", "ways", "modes", "rounds", "seconds", "warmup", "attempts", "services", "servers", "family",
     "close", "places", "scale", "starts", "changes", "burst", "settle", "sync_limit",
-    "pods",
+    "pods", "cases",
 )  # fmt: skip
 
 
@@ -49,6 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--changes", type=_positive, default=200, help="EndpointSlice changes, one at a time")
     parser.add_argument("--burst", type=_positive, default=1000, help="EndpointSlice changes made at once")
     parser.add_argument("--pods", type=_positive, default=200, help="CNI: pods made at once")
+    parser.add_argument("--cases", default=",".join(POLICY_CASES), help=f"policy: of {', '.join(POLICY_CASES)}")
     # their CPU time is part of what is measured
     parser.add_argument("--settle", type=float, default=4, help="seconds for agents to become quiet after many changes")
     parser.add_argument("--sync-limit", type=float, default=60, help="seconds after which a peer's sync is given up")
@@ -67,6 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.parts = _of(parser, "--parts", options.parts, PARTS)
     options.ways = _of(parser, "--ways", options.ways, WAYS)
     options.modes = _of(parser, "--modes", options.modes, tuple(MODES))
+    options.cases = _of(parser, "--cases", options.cases, POLICY_CASES)
     asked_tests = _of(parser, "--tests", options.tests, tuple(keys))
     tests = [test for test in TESTS if test.key in asked_tests]
     options.tests = tests if "east-west" in options.parts else []

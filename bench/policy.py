@@ -84,7 +84,8 @@ def measure_policy(options: argparse.Namespace, figures: Figures, progress: Call
     tests = [test for test in options.policy_tests if test.key in TESTS]
     cells = [(placement, test) for placement in options.places for test in tests]
     wanted = 4 * options.rounds * len(cells)
-    todo = [case for case in CASES if not figures.complete(KEY, wanted, case=case.name)]
+    asked = [case for case in CASES if case.name in options.cases]
+    todo = [case for case in asked if not figures.complete(KEY, wanted, case=case.name)]
     if not todo or not cells:
         return
     remove_leftover_labs()

@@ -66,22 +66,11 @@ def test_base_line_is_measured_and_taken_down(tmp_path: Path) -> None:
 
 
 def test_every_part_in_miniature(tmp_path: Path) -> None:
-    sizes = ["--services", "1,20", "--rounds", "2", "--seconds", "0.5", "--warmup", "0.05", "--attempts", "1"]
-    sizes += ["--tests", "connect", "--placements", "one", "--scale", "30x2", "--starts", "1", "--changes", "5"]
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        *sizes,
-        "--burst",
-        "10",
-        "--pods",
-        "3",
-        "--settle",
-        "0.5",
-        "--out",
-        str(tmp_path),
-    ]
+    sizes = (
+        "--services 1,20 --rounds 2 --seconds 0.5 --warmup 0.05 --attempts 1 --tests connect --placements one "
+        "--cases policies-100,quiet --scale 30x2 --starts 1 --changes 5 --burst 10 --pods 3 --settle 0.5"
+    )
+    command = [sys.executable, "-m", "bench", *sizes.split(), "--out", str(tmp_path)]
     run = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     output, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
@@ -101,6 +90,15 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
     first = {(row["services"], row["way"]): row["ns"] for row in document["first_packets"]}
     assert set(first) == {(s, way) for s in (1, 20) for way in ("direct", "service", "service-packet", *peers)}
     assert all(len(ns) == 200 and min(ns) > 1_000 for ns in first.values())
+
+    policies = [(row["case"], row["way"], row["round"]) for row in document["policy"]]
+    cases = ("policies-100", "quiet")
+    assert sorted(policies) == sorted(
+        (case, way, n) for case in cases for way in (case, f"{case}/no-policy") for n in range(4)
+    )
+    assert all(row["rate"] > 0 for row in document["policy"])
+    tables = document["policy_tables"]
+    assert tables["no-policy"]["entries"] == 0 < tables["policies-100"]["entries"]
 
     assert {row["way"] for row in document["pods"]} == {"plain", "bridge", "direct"}
     assert all(row["rate"] > 0 for row in document["pods"])
@@ -128,6 +126,7 @@ def test_every_part_in_miniature(tmp_path: Path) -> None:
         "First packet",
         "North-south",
         "Pod to pod",
+        "100 policies / no policy",
         "Pods by CNI",
         "Control plane with 30 Services of 2 endpoints",
         "Not measured: IPVS",
