@@ -135,9 +135,9 @@ WAG_INLINE void wag_icmp_keep(struct wag_packet *packet, const struct wag_tuple 
 
 /*
  * Is it an error about a translated flow? Then scratch->entry.to is the packet inside as its sender knows it, and
- * scratch->to leads there. What policies are to be asked about is kept for all errors.
+ * scratch->to leads there. What policies are to be asked about is kept for all errors. A global function, as wag_parse is.
  */
-static __noinline int wag_icmp_find(wag_ctx *ctx, struct wag_packet *packet, struct wag_scratch *scratch)
+__noinline int wag_icmp_find(wag_ctx *ctx, struct wag_packet *packet, struct wag_scratch *scratch)
 {
 	struct wag_icmp_inner inner = {};
 	struct wag_nat *nat;

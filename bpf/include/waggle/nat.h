@@ -279,9 +279,10 @@ WAG_INLINE long wag_nat_create_alone(struct wag_scratch *scratch, const struct w
 
 /*
  * The packet becomes `to` and goes its way. Hooks that see what the host stack has routed already, only rewrite. What
- * XDP cannot deliver is left as it is, for tc.
+ * XDP cannot deliver is left as it is, for tc. A global function, as wag_parse is: verified once, and not for every way that
+ * leads here, which took half of the time in which all programs are loaded.
  */
-static __noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
+__noinline int wag_translate(wag_ctx *ctx, struct wag_packet *packet, struct wag_tuple *to)
 {
 	enum wag_verdict verdict = WAG_PASS;
 	enum wag_reason reason;
@@ -356,9 +357,10 @@ static __noinline int wag_nat_mend(struct wag_packet *packet, struct wag_tuple *
  * A packet that is not for a Service, from or to an address with translated flows: applies the flow's translation if it
  * has one. If it has none, but its replies would be taken for those of a translated flow (the same ends met through a
  * Service and now meet directly, or a port of SNAT is now a port of the node's own), it gets a source port of its own.
- * Only the first packet can: an established flow is left as it is. WAG_NEXT: not of a translated flow.
+ * Only the first packet can: an established flow is left as it is. WAG_NEXT: not of a translated flow. A global function, as
+ * wag_parse is.
  */
-static __noinline int wag_nat_pass(wag_ctx *ctx, struct wag_packet *packet)
+__noinline int wag_nat_pass(wag_ctx *ctx, struct wag_packet *packet)
 {
 	struct wag_scratch *scratch = wag_scratch_get();
 	struct wag_nat *nat;
