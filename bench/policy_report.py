@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from bench.disturbance import Disturbance
@@ -35,10 +36,11 @@ def policy(rows: list[dict[str, Any]], tables: dict[str, dict[str, Any]]) -> str
                 for sample in samples
                 if sample.way.endswith(NO_POLICY) and (sample.placement, sample.test) == (placement, test.key)
             ]
-            ratios = (pairs.ratio(case, placement, test.key) for case in cases)
-            cells = (ratio_text(ratio) if ratio else "disturbed" for ratio in ratios)
+            ratios = [pairs.ratio([case], placement, test.key) for case in cases]
+            together = pairs.ratio([case for case in cases if case.policies], placement, test.key)
+            cells = (ratio_text(ratio) if ratio else "disturbed" for ratio in (together, *ratios))
             lines.append([test.title, f"{statistics.median(bases):,.0f}/s", *cells])
-        heads = [f"{case.title} / {BASE.title}" for case in cases]
+        heads = [f"{title} / {BASE.title}" for title in ("policies, all together", *(case.title for case in cases))]
         parts.append(f"{placement.capitalize()}:\n\n" + table(["", BASE.title, *heads], lines))
     lines = [
         [
@@ -86,10 +88,14 @@ class _Pairs:
             if case.name in ways and case.base in ways
         )
 
-    def ratio(self, case: Case, placement: str, test: str) -> Spread | None:
-        """None where nothing is left."""
+    def ratio(self, cases: Sequence[Case], placement: str, test: str) -> Spread | None:
+        """Of all rounds of some cases; None where nothing is left."""
         half = self._rounds // 2
-        both = ((self._of(case, placement, test, n), self._of(case, placement, test, n + half)) for n in range(half))
+        both = (
+            (self._of(case, placement, test, n), self._of(case, placement, test, n + half))
+            for case in cases
+            for n in range(half)
+        )
         ratios = [math.sqrt(first * second) for first, second in both if first and second]
         return spread(ratios) if ratios else None
 
