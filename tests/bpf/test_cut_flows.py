@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from packets import CLIENT, REMOTE, A, B, both, tcp, udp
+from sandboxes import sandbox_of
 
 from waggle.abi._generated import Conn, PolicyFlag, PolicyKey, PolicyRun, PolicyState, PolicyStep
 from waggle.kernel.netns import call_in_netns
@@ -121,24 +121,9 @@ NETNS_ID = 8  # of the pod B's namespace, as the node's knows it
 
 @pytest.fixture(scope="module")
 def sandbox(loaded: Machine) -> Iterator[str]:
-    """The namespace of pod B: its addresses on an interface that leads nowhere."""
-    name = f"{loaded.netns}-cut"
-    try:
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        for line in (
-            "link add eth0 type veth peer name nowhere",
-            "link set eth0 up",
-            "link set nowhere up",
-            f"addr add {B[4]}/24 dev eth0",
-            f"addr add {B[6]}/64 dev eth0 nodad",
-            "route add default dev eth0",
-            "-6 route add default dev eth0",
-        ):
-            subprocess.run(["ip", "-n", name, *line.split()], check=True)
-        subprocess.run(["ip", "-n", loaded.netns, "netns", "set", name, str(NETNS_ID)], check=True)
+    """That of pod B."""
+    with sandbox_of(loaded, "cut", B, NETNS_ID) as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 @pytest.fixture

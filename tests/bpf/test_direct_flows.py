@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 from packets import ANY, CLIENT, NODE, REMOTE, VIP, A, B, at, both, ends, tcp, udp
+from sandboxes import sandbox_of
 from scapy.layers.l2 import Ether
 
 from waggle.kernel.netns import call_in_netns
@@ -23,24 +23,9 @@ each = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def sandbox(loaded: Machine) -> Iterator[str]:
-    """The namespace of pod A: its addresses on an interface that leads nowhere."""
-    name = f"{loaded.netns}-a"
-    try:
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        for line in (
-            "link add eth0 type veth peer name nowhere",
-            "link set eth0 up",
-            "link set nowhere up",
-            f"addr add {A[4]}/24 dev eth0",
-            f"addr add {A[6]}/64 dev eth0 nodad",
-            "route add default dev eth0",
-            "-6 route add default dev eth0",
-        ):
-            subprocess.run(["ip", "-n", name, *line.split()], check=True)
-        subprocess.run(["ip", "-n", loaded.netns, "netns", "set", name, str(NETNS_ID)], check=True)
+    """That of pod A."""
+    with sandbox_of(loaded, "a", A, NETNS_ID) as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 @pytest.fixture

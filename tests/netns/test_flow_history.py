@@ -9,7 +9,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +27,7 @@ class Cluster(AgentNode):
     """A node with the pods t/client and t/server, and a peer that is the world."""
 
     def fill(self) -> None:
-        self.netns_of: dict[str, Path] = {}
-        self.address_of: dict[str, str] = {}
-        for name in ("client", "server"):
-            made = f"{self.name}-{name}"
-            subprocess.run(["ip", "netns", "add", made], check=True)
-            self.pods.append(made)
-            done = self.cni("ADD", made, f"IgnoreUnknown=1;K8S_POD_NAMESPACE=t;K8S_POD_NAME={name}")
-            assert done.returncode == 0, done.stdout
-            self.netns_of[name] = Path("/run/netns") / made
-            self.address_of[name] = json.loads(done.stdout)["ips"][0]["address"].partition("/")[0]
+        self.add_pods("t", "client", "server")
         self.serve(self.netns_of["server"], "server")
         self.serve(self.peer, "peer")
         route = ["ip", "-n", self.peer.name, "route", "add", "10.244.1.0/24", "via", NODE4]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,16 +25,7 @@ class Cluster(AgentNode):
     """A node with the pods t/client and t/server, which nobody but the node may ask."""
 
     def fill(self) -> None:
-        self.netns_of: dict[str, Path] = {}
-        self.address_of: dict[str, str] = {}
-        for name in ("client", "server"):
-            made = f"{self.name}-{name}"
-            subprocess.run(["ip", "netns", "add", made], check=True)
-            self.pods.append(made)
-            done = self.cni("ADD", made, f"IgnoreUnknown=1;K8S_POD_NAMESPACE=t;K8S_POD_NAME={name}")
-            assert done.returncode == 0, done.stdout
-            self.netns_of[name] = Path("/run/netns") / made
-            self.address_of[name] = json.loads(done.stdout)["ips"][0]["address"].partition("/")[0]
+        self.add_pods("t", "client", "server")
         self.serve(self.netns_of["server"], "server")
         self.apply("web", service("web", VIP), endpoints("web", self.address_of["server"]))
         self.apply("wall", {**WALL, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}})
