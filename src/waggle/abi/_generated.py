@@ -458,6 +458,74 @@ class Name(NamedTuple):
         return cls.of(*_NAME.unpack(raw))
 
 
+TUPLE_SIZE = 40
+_TUPLE = Struct("=16s16sHHB3x")
+
+
+class Tuple(NamedTuple):
+    """struct wag_tuple: 40 bytes."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.src,
+            self.dst,
+            _swap16(self.sport),
+            _swap16(self.dport),
+            self.proto,
+        )
+
+    def pack(self) -> bytes:
+        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
+
+    @classmethod
+    def of(cls, *v: Any) -> Tuple:
+        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Tuple:
+        return cls.of(*_TUPLE.unpack(raw))
+
+
+NAT_SIZE = 64
+_NAT = Struct("=16s16sHHB3xIIQQ")
+
+
+class Nat(NamedTuple):
+    """struct wag_nat: 64 bytes."""
+
+    to: Tuple
+    revision: int
+    flags: int
+    seen_ns: int
+    number: int
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            *self.to.values(),
+            self.revision,
+            self.flags,
+            self.seen_ns,
+            self.number,
+        )
+
+    def pack(self) -> bytes:
+        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
+
+    @classmethod
+    def of(cls, *v: Any) -> Nat:
+        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Nat:
+        return cls.of(*_NAT.unpack(raw))
+
+
 SERVICE_RANGE_SIZE = 40
 _SERVICE_RANGE = Struct("=16s16sI4x")
 
@@ -792,74 +860,6 @@ class NameShare(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> NameShare:
         return cls.of(*_NAME_SHARE.unpack(raw))
-
-
-TUPLE_SIZE = 40
-_TUPLE = Struct("=16s16sHHB3x")
-
-
-class Tuple(NamedTuple):
-    """struct wag_tuple: 40 bytes."""
-
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            self.src,
-            self.dst,
-            _swap16(self.sport),
-            _swap16(self.dport),
-            self.proto,
-        )
-
-    def pack(self) -> bytes:
-        return _TUPLE.pack(self.src, self.dst, _swap16(self.sport), _swap16(self.dport), self.proto)
-
-    @classmethod
-    def of(cls, *v: Any) -> Tuple:
-        return cls(v[0], v[1], _swap16(v[2]), _swap16(v[3]), v[4])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Tuple:
-        return cls.of(*_TUPLE.unpack(raw))
-
-
-NAT_SIZE = 64
-_NAT = Struct("=16s16sHHB3xIIQQ")
-
-
-class Nat(NamedTuple):
-    """struct wag_nat: 64 bytes."""
-
-    to: Tuple
-    revision: int
-    flags: int
-    seen_ns: int
-    number: int
-
-    def values(self) -> tuple[Any, ...]:
-        return (
-            *self.to.values(),
-            self.revision,
-            self.flags,
-            self.seen_ns,
-            self.number,
-        )
-
-    def pack(self) -> bytes:
-        return _NAT.pack(*self.to.values(), self.revision, self.flags, self.seen_ns, self.number)
-
-    @classmethod
-    def of(cls, *v: Any) -> Nat:
-        return cls(Tuple.of(v[0], v[1], v[2], v[3], v[4]), v[5], v[6], v[7], v[8])
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Nat:
-        return cls.of(*_NAT.unpack(raw))
 
 
 NAT_YOUNG_SIZE = 48
@@ -1954,61 +1954,61 @@ CONFIG_LAYOUT: dict[str, dict[str, tuple[int, int]]] = {
         "wag_young_flows": (60, 4),
     },
     "pod": {
-        "wag_beside_proxy": (600, 1),
-        "wag_event_gap_ns": (48, 8),
-        "wag_event_ns": (608, 8),
-        "wag_events": (41, 1),
-        "wag_host_cookie": (32, 8),
-        "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (76, 1),
-        "wag_names_share": (604, 4),
-        "wag_node_ip4": (0, 16),
-        "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (80, 520),
-        "wag_snat_max": (58, 2),
-        "wag_snat_min": (56, 2),
-        "wag_sweep_seconds": (72, 4),
-        "wag_tcp_seconds": (64, 4),
-        "wag_udp_seconds": (68, 4),
-        "wag_young_flows": (60, 4),
+        "wag_beside_proxy": (0, 1),
+        "wag_event_gap_ns": (56, 8),
+        "wag_event_ns": (616, 8),
+        "wag_events": (49, 1),
+        "wag_host_cookie": (40, 8),
+        "wag_loopback_nodeport": (48, 1),
+        "wag_masquerade": (84, 1),
+        "wag_names_share": (608, 4),
+        "wag_node_ip4": (8, 16),
+        "wag_node_ip6": (24, 16),
+        "wag_non_masquerade": (88, 520),
+        "wag_snat_max": (66, 2),
+        "wag_snat_min": (64, 2),
+        "wag_sweep_seconds": (80, 4),
+        "wag_tcp_seconds": (72, 4),
+        "wag_udp_seconds": (76, 4),
+        "wag_young_flows": (68, 4),
     },
     "node": {
-        "wag_beside_proxy": (600, 1),
-        "wag_event_gap_ns": (48, 8),
-        "wag_event_ns": (608, 8),
-        "wag_events": (41, 1),
-        "wag_host_cookie": (32, 8),
-        "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (76, 1),
-        "wag_names_share": (604, 4),
-        "wag_node_ip4": (0, 16),
-        "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (80, 520),
-        "wag_snat_max": (58, 2),
-        "wag_snat_min": (56, 2),
-        "wag_sweep_seconds": (72, 4),
-        "wag_tcp_seconds": (64, 4),
-        "wag_udp_seconds": (68, 4),
-        "wag_young_flows": (60, 4),
+        "wag_beside_proxy": (0, 1),
+        "wag_event_gap_ns": (56, 8),
+        "wag_event_ns": (616, 8),
+        "wag_events": (49, 1),
+        "wag_host_cookie": (40, 8),
+        "wag_loopback_nodeport": (48, 1),
+        "wag_masquerade": (84, 1),
+        "wag_names_share": (608, 4),
+        "wag_node_ip4": (8, 16),
+        "wag_node_ip6": (24, 16),
+        "wag_non_masquerade": (88, 520),
+        "wag_snat_max": (66, 2),
+        "wag_snat_min": (64, 2),
+        "wag_sweep_seconds": (80, 4),
+        "wag_tcp_seconds": (72, 4),
+        "wag_udp_seconds": (76, 4),
+        "wag_young_flows": (68, 4),
     },
     "xdp": {
-        "wag_beside_proxy": (600, 1),
-        "wag_event_gap_ns": (48, 8),
-        "wag_event_ns": (608, 8),
-        "wag_events": (41, 1),
-        "wag_host_cookie": (32, 8),
-        "wag_loopback_nodeport": (40, 1),
-        "wag_masquerade": (76, 1),
-        "wag_names_share": (604, 4),
-        "wag_node_ip4": (0, 16),
-        "wag_node_ip6": (16, 16),
-        "wag_non_masquerade": (80, 520),
-        "wag_snat_max": (58, 2),
-        "wag_snat_min": (56, 2),
-        "wag_sweep_seconds": (72, 4),
-        "wag_tcp_seconds": (64, 4),
-        "wag_udp_seconds": (68, 4),
-        "wag_young_flows": (60, 4),
+        "wag_beside_proxy": (0, 1),
+        "wag_event_gap_ns": (56, 8),
+        "wag_event_ns": (616, 8),
+        "wag_events": (49, 1),
+        "wag_host_cookie": (40, 8),
+        "wag_loopback_nodeport": (48, 1),
+        "wag_masquerade": (84, 1),
+        "wag_names_share": (608, 4),
+        "wag_node_ip4": (8, 16),
+        "wag_node_ip6": (24, 16),
+        "wag_non_masquerade": (88, 520),
+        "wag_snat_max": (66, 2),
+        "wag_snat_min": (64, 2),
+        "wag_sweep_seconds": (80, 4),
+        "wag_tcp_seconds": (72, 4),
+        "wag_udp_seconds": (76, 4),
+        "wag_young_flows": (68, 4),
     },
     "sweep": {
         "wag_beside_proxy": (600, 1),
