@@ -47,8 +47,8 @@ class AgentNode:
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     agent: subprocess.Popen[bytes] | None = None  # for tests that replace it
     pods: list[str] = field(default_factory=list)
-    netns_of: dict[str, Path] = field(default_factory=dict)  # of pods that `add_pods` made, by name
-    address_of: dict[str, str] = field(default_factory=dict)
+    pod_netns: dict[str, Path] = field(default_factory=dict)  # of pods that `add_pods` made, by name
+    pod_address: dict[str, str] = field(default_factory=dict)
 
     @property
     def netns(self) -> Path:
@@ -236,8 +236,8 @@ class AgentNode:
         """The same, with names as Kubernetes gives them."""
         for name in names:
             arguments = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
-            made, self.address_of[name] = self.add_pod(name, arguments=arguments)
-            self.netns_of[name] = Path("/run/netns") / made
+            made, self.pod_address[name] = self.add_pod(name, arguments=arguments)
+            self.pod_netns[name] = Path("/run/netns") / made
 
     def cni(self, command: str, pod: str, arguments: str = "", **config: Any) -> subprocess.CompletedProcess[str]:
         """The plugin, as a runtime runs it. `arguments`: CNI_ARGS."""

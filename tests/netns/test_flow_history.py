@@ -28,11 +28,11 @@ class Cluster(AgentNode):
 
     def fill(self) -> None:
         self.add_pods("t", "client", "server")
-        self.serve(self.netns_of["server"], "server")
+        self.serve(self.pod_netns["server"], "server")
         self.serve(self.peer, "peer")
         route = ["ip", "-n", self.peer.name, "route", "add", "10.244.1.0/24", "via", NODE4]
         subprocess.run(route, check=True)
-        self.apply("web", service("web", VIP), endpoints("web", self.address_of["server"]))
+        self.apply("web", service("web", VIP), endpoints("web", self.pod_address["server"]))
         self.apply("empty", service("empty", EMPTY))
         self.until(lambda: self.connect(VIP, 80) == "server")
 
@@ -54,7 +54,7 @@ class Cluster(AgentNode):
         return found
 
     def ask(self, address: str, port: int, *, of: str = "client", cgroup: bool = True) -> str:
-        return self.connect(address, port, netns=self.netns_of[of], cgroup=cgroup)
+        return self.connect(address, port, netns=self.pod_netns[of], cgroup=cgroup)
 
     def datagrams(self, address: str, port: int, count: int) -> None:
         """From the client pod, past the socket hooks."""
@@ -65,7 +65,7 @@ class Cluster(AgentNode):
             "    s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))\n"
         )
         command = [sys.executable, "-c", script, address, str(port), str(count)]
-        subprocess.run(self.inside(command, cgroup=False, netns=self.netns_of["client"]), check=True, timeout=30)
+        subprocess.run(self.inside(command, cgroup=False, netns=self.pod_netns["client"]), check=True, timeout=30)
 
     def metrics(self) -> dict[str, float]:
         def get() -> str:
@@ -85,11 +85,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_pod_to_pod_by_name(cluster: Cluster) -> None:
-    assert cluster.ask(cluster.address_of["server"], 8080) == "server"
+    assert cluster.ask(cluster.pod_address["server"], 8080) == "server"
     (flow,) = cluster.soon("--from", "t/client", "--to", "pod:t/server", "--port", "8080")[:1]
     assert (flow["kind"], flow["verdict"], flow["hook"], flow["protocol"]) == ("flow", "forwarded", "pod_egress", "TCP")
     assert (flow["source"]["name"], flow["destination"]["name"]) == ("pod t/client", "pod t/server")
-    assert flow["destination"]["text"] == f"{cluster.address_of['server']}:8080" and "service" not in flow
+    assert flow["destination"]["text"] == f"{cluster.pod_address['server']}:8080" and "service" not in flow
 
 
 def test_pod_to_a_service_as_the_socket_and_as_its_packets_are(cluster: Cluster) -> None:
@@ -105,7 +105,7 @@ def test_pod_to_a_service_as_the_socket_and_as_its_packets_are(cluster: Cluster)
 
 def test_pod_to_the_world_and_back(cluster: Cluster) -> None:
     assert cluster.ask(PEER4, 8080) == "peer"
-    assert cluster.connect(cluster.address_of["server"], 8080, cgroup=False, netns=cluster.peer) == "server"
+    assert cluster.connect(cluster.pod_address["server"], 8080, cgroup=False, netns=cluster.peer) == "server"
     (out,) = cluster.soon("--from", "t/client", "--to", f"{PEER4}/32")
     assert (out["hook"], out["source"]["name"], out["destination"]["name"]) == ("pod_egress", "pod t/client", "")
     (come,) = cluster.soon("--from", PEER4, "--to", "t/server")
@@ -113,7 +113,7 @@ def test_pod_to_the_world_and_back(cluster: Cluster) -> None:
 
 
 def test_the_node_to_a_pod(cluster: Cluster) -> None:
-    assert cluster.connect(cluster.address_of["client"], 81) == "ConnectionRefusedError"
+    assert cluster.connect(cluster.pod_address["client"], 81) == "ConnectionRefusedError"
     (flow,) = cluster.soon("--from", NODE4, "--to", "t/client")
     assert (flow["hook"], flow["destination"]["port"]) == ("pod_ingress", 81)
 
@@ -181,12 +181,12 @@ def policies(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def test_what_policies_decide_is_told_by_object_file_and_line(policies: Cluster) -> None:
-    policies.until(lambda: policies.ask(policies.address_of["server"], 9090) == "TimeoutError", 20)
+    policies.until(lambda: policies.ask(policies.pod_address["server"], 9090) == "TimeoutError", 20)
     (drop, *_) = policies.soon("--verdict", "dropped", "--to", "t/server", "--port", "9090")
     assert (drop["kind"], drop["reason"], drop["direction"]) == ("policy", "policy_ingress", "ingress")
     assert (drop["source"]["name"], drop["destination"]["name"]) == ("pod t/client", "pod t/server")
     assert (drop["rule"], drop["policies"]) == (None, ["NetworkPolicy t/only-8080"])
-    assert policies.ask(policies.address_of["server"], 8080) == "server"
+    assert policies.ask(policies.pod_address["server"], 8080) == "server"
     (audit, *_) = policies.soon("--verdict", "audit", "--from", "t/client", "--to", "t/server", "--port", "8080")
     assert (audit["kind"], audit["direction"], audit["policies"]) == ("policy", "egress", ["NetworkPolicy t/silence"])
     values = policies.metrics()

@@ -26,10 +26,10 @@ class Cluster(AgentNode):
 
     def fill(self) -> None:
         self.add_pods("t", "client", "server")
-        self.serve(self.netns_of["server"], "server")
-        self.apply("web", service("web", VIP), endpoints("web", self.address_of["server"]))
+        self.serve(self.pod_netns["server"], "server")
+        self.apply("web", service("web", VIP), endpoints("web", self.pod_address["server"]))
         self.apply("wall", {**WALL, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}})
-        self.until(lambda: self.ask(self.address_of["server"], 8080) == "TimeoutError", 20)
+        self.until(lambda: self.ask(self.pod_address["server"], 8080) == "TimeoutError", 20)
 
     def why(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         done = self.waggle("why", *arguments, "-o", "json", "--api-socket", str(self.socket), cgroup=False)
@@ -37,7 +37,7 @@ class Cluster(AgentNode):
         return done.returncode, json.loads(done.stdout)
 
     def ask(self, address: str, port: int) -> str:
-        return self.connect(address, port, netns=self.netns_of["client"], timeout=0.5)
+        return self.connect(address, port, netns=self.pod_netns["client"], timeout=0.5)
 
 
 WALL = {
@@ -58,7 +58,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_a_service_behind_a_wall(cluster: Cluster) -> None:
     code, answer = cluster.why("t/client", "t/web:80")
     (path,) = answer["paths"]
-    assert (code, answer["verdict"], path["text"]) == (3, "dropped", f"{cluster.address_of['server']}:8080")
+    assert (code, answer["verdict"], path["text"]) == (3, "dropped", f"{cluster.pod_address['server']}:8080")
     assert path["egress"]["kernel"] == {"allowed": True, "audited": False, "rule": 0, "behind": False, "agrees": True}
     assert path["ingress"]["kernel"] == {"allowed": False, "audited": False, "rule": 0, "behind": False, "agrees": True}
     (wall,) = path["ingress"]["policies"]
@@ -71,12 +71,12 @@ def test_a_service_behind_a_wall(cluster: Cluster) -> None:
 def test_the_node_may_and_the_model_says_so(cluster: Cluster) -> None:
     code, answer = cluster.why(NODE4, "pod/t/server:8080")
     assert (code, answer["paths"][0]["ingress"]["kernel"]["agrees"]) == (0, True)
-    assert cluster.connect(cluster.address_of["server"], 8080) == "server"
+    assert cluster.connect(cluster.pod_address["server"], 8080) == "server"
     assert cluster.why(PEER4, "pod/t/server:8080")[0] == 3
 
 
 def test_a_drop_by_its_id(cluster: Cluster) -> None:
-    assert cluster.ask(cluster.address_of["server"], 8080) == "TimeoutError"
+    assert cluster.ask(cluster.pod_address["server"], 8080) == "TimeoutError"
     found: list[dict[str, Any]] = []
 
     def dropped() -> bool:
@@ -120,7 +120,7 @@ def test_what_is_proposed_lets_it_pass(cluster: Cluster) -> None:
     """Last: the policy stays."""
     (fix,) = cluster.why("t/client", "pod/t/server:8080")[1]["paths"][0]["fixes"]
     (cluster.manifests / "fix.yaml").write_text(yaml.safe_dump(fix["manifest"]))
-    cluster.until(lambda: cluster.ask(cluster.address_of["server"], 8080) == "server", 20)
+    cluster.until(lambda: cluster.ask(cluster.pod_address["server"], 8080) == "server", 20)
     code, answer = cluster.why("t/client", "t/web")
     assert (code, answer["verdict"]) == (0, "passes")
     assert answer["paths"][0]["ingress"]["kernel"]["agrees"]
