@@ -6,6 +6,7 @@
 #include <linux/bpf.h>
 #include "event.h"
 #include "packet.h"
+#include "packet_event.h"
 #include "policy_work.h"
 
 /* The set that was asked last allows it, and would not, were the audited policies enforced. */
@@ -43,16 +44,9 @@ static __noinline int wag_report_audit(struct wag_packet *packet, __u32 directio
 	if (!packet || !work)
 		return 0;
 	wag_count_denial(work->audit_policy[index], work->audit_rule[index], direction, WAG_OUTCOME_AUDIT);
-	event = wag_event_start(WAG_EVENT_POLICY, bpf_ktime_get_ns());
+	event = wag_packet_event(packet, WAG_EVENT_POLICY, WAG_OUTCOME_AUDIT);
 	if (!event)
 		return 0;
-	event->src = packet->tuple.src;
-	event->dst = packet->tuple.dst;
-	event->sport = packet->tuple.sport;
-	event->dport = packet->tuple.dport;
-	event->proto = packet->tuple.proto;
-	event->hook = packet->hook;
-	event->verdict = WAG_OUTCOME_AUDIT;
 	if (packet->own)
 		event->reason = direction == WAG_DIRECTION_EGRESS ? WAG_REASON_NODE_POLICY_EGRESS :
 								    WAG_REASON_NODE_POLICY_INGRESS;

@@ -11,30 +11,8 @@
 #include "endpoint.h"
 #include "event.h"
 #include "packet.h"
+#include "packet_event.h"
 #include "policy.h"
-
-/* An event about a packet as it is now. NULL where none is due. */
-WAG_INLINE struct wag_event *wag_packet_event(wag_ctx *ctx, const struct wag_packet *packet, enum wag_event_kind kind,
-					      enum wag_outcome outcome)
-{
-	struct wag_event *event = wag_event_start(kind, bpf_ktime_get_ns());
-
-	if (!event)
-		return NULL;
-	event->src = packet->tuple.src;
-	event->dst = packet->tuple.dst;
-	event->sport = packet->tuple.sport;
-	event->dport = packet->tuple.dport;
-	event->proto = packet->tuple.proto;
-	event->hook = packet->hook;
-	event->verdict = outcome;
-#ifdef WAG_XDP
-	event->ifindex = ctx->ingress_ifindex;
-#else
-	event->ifindex = ctx->ifindex;
-#endif
-	return event;
-}
 
 /* Whose policies refuse the packet? */
 WAG_INLINE enum wag_direction wag_reason_direction(enum wag_reason reason)
@@ -62,9 +40,14 @@ static __noinline int wag_report_drop(wag_ctx *ctx, struct wag_packet *packet, e
 	direction = wag_reason_direction(packet->reason);
 	if (direction)
 		wag_count_denial(packet->policy, packet->rule, direction, outcome);
-	event = wag_packet_event(ctx, packet, direction ? WAG_EVENT_POLICY : WAG_EVENT_DROP, outcome);
+	event = wag_packet_event(packet, direction ? WAG_EVENT_POLICY : WAG_EVENT_DROP, outcome);
 	if (!event)
 		return 0;
+#ifdef WAG_XDP
+	event->ifindex = ctx->ingress_ifindex;
+#else
+	event->ifindex = ctx->ifindex;
+#endif
 	event->reason = packet->reason;
 	if (direction) {
 		event->policy = packet->policy;
