@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import objects
-from bench.disturbance import CpuMeter, cpu_seconds
+from bench.disturbance import cpu_seconds
 from bench.east_west import drop_time_wait
 from bench.figures import Figures
 from bench.lab_network import Direct, LabNetwork, remove_leftover_labs
 from bench.places import BenchError
-from bench.rounds import rotated, sampled
-from bench.traffic import ClientSettings, cpus
+from bench.rounds import measure
+from bench.traffic import ClientSettings, Sample, cpus
 from waggle.abi._generated import Endpoint, EndpointFlag
 from waggle.abi.address import pack_address
 from waggle.kernel.maps import Map
@@ -98,7 +98,6 @@ def measure_policy(options: argparse.Namespace, figures: Figures, progress: Call
             network = stack.enter_context(LabNetwork(options.servers, server_cpu, tag, flow_events=BASE.events))
             labs.append(_Lab(network, figures.document.setdefault("policy_tables", {})))
         drop_time_wait([lab.way(options.family, BASE.name, BASE.title) for lab in labs])
-        meter = CpuMeter(lambda: {pid for lab in labs for pid in lab.network.pids()})
         for case in todo:
             for half, (subject, other) in enumerate(itertools.permutations(labs)):
                 other.become(BASE)
@@ -109,11 +108,13 @@ def measure_policy(options: argparse.Namespace, figures: Figures, progress: Call
                 ]
                 for placement, test in cells:
                     progress(f"{case.title}, {placement}: {test.title}, {('first', 'second')[half]} half")
-                    for number in range(half * options.rounds, (half + 1) * options.rounds):
-                        for way in rotated(ways, number):
-                            sample = sampled(way, test, placement, 0, number, settings, meter)
-                            rows.append(dataclasses.asdict(sample) | {"case": case.name})
+                    first = half * options.rounds
+                    measure(ways, test, placement, 0, options.rounds, settings, partial(_record, rows, case), first)
             figures.save()
+
+
+def _record(rows: list[dict[str, Any]], case: Case, sample: Sample) -> None:
+    rows.append(dataclasses.asdict(sample) | {"case": case.name})
 
 
 class _Lab:

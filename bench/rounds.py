@@ -29,12 +29,13 @@ def measure(
     rounds: int,
     settings: ClientSettings,
     record: Callable[[Sample], None],
+    first: int = 0,
 ) -> None:
-    """Gives `record` a sample for every round and way, as they are measured."""
+    """Gives `record` a sample for every round and way, as they are measured; rounds are numbered from `first`."""
     meter = CpuMeter(lambda: {pid for way in ways for pid in way.processes()})
-    for number in range(rounds):
+    for number in range(first, first + rounds):
         for way in rotated(ways, number):
-            record(sampled(way, test, placement, services, number, settings, meter))
+            record(_sample(way, test, placement, services, number, settings, meter))
 
 
 def rotated(these: Sequence[T], number: int) -> Sequence[T]:
@@ -43,11 +44,9 @@ def rotated(these: Sequence[T], number: int) -> Sequence[T]:
     return (*these[shift:], *these[:shift])
 
 
-def sampled(
+def _sample(
     way: Way, test: Test, placement: str, services: int, number: int, settings: ClientSettings, meter: CpuMeter
 ) -> Sample:
-    """One way, measured once; again where something else took CPU time."""
-
     def run() -> dict[str, float]:
         way.prepare()
         found = run_client(way.client, way.targets(placement, test), test, settings)
