@@ -104,8 +104,8 @@ class Policies:
         self._found: Mapping[bytes, Sets] = {}  # what was in force when this agent started
         self._open = False  # there are no policies
         self._behind = True  # the tables may hold something else than what was planned
-        self._looks = True  # interfaces or addresses may be others
-        self._seen_own: frozenset[str] = frozenset()
+        self._looks = True  # interfaces may be others
+        self._seen_own: frozenset[str] = frozenset()  # addresses of this node, as they were planned last
         self.failed = ""
 
     @property
@@ -138,13 +138,6 @@ class Policies:
     def pods_changed(self) -> None:
         """The interfaces of this node's pods are others."""
         self._looks = True
-
-    def _is_idle(self) -> bool:
-        """The pass is about something else. Where NodePolicies are in force, what they must not cut may be others."""
-        own = frozenset(self._own())
-        self._looks |= own != self._seen_own
-        self._seen_own = own
-        return not (self.pending or self._looks or self._own_policies.is_active)
 
     async def follow(self) -> None:
         """Brings the tables to what is known, if enough is. A failure leaves in force what was, and Services go on."""
@@ -179,9 +172,11 @@ class Policies:
                 self._open = False  # pods that come from now on have to wait
                 self._found = dict.fromkeys(self._datapath.policies_in_force(), (OPEN, OPEN))
             return
-        if self._is_idle():
-            return
-        self._looks = False
+        own = frozenset(self._own())
+        # where NodePolicies are in force, what they must not cut may be others
+        if not (self.pending or self._looks or own != self._seen_own or self._own_policies.is_active):
+            return  # the pass is about something else
+        self._looks, self._seen_own = False, own
         many = len(self._due) > MANY or self._behind
         await self._tell()
         deltas = await asyncio.to_thread(self.planner.plan) if many else self.planner.plan()
@@ -256,11 +251,16 @@ class Policies:
     def in_force(self, side: Side | NodeLook, traffic: Traffic) -> InForce | None:
         """What the kernel's tables say of a side that the model has judged; None where they are not asked: it is no pod
         of this node, and not this node, or it talks to itself. Blocking."""
-        if isinstance(side, NodeLook):
-            return self._in_force_on_node(side, traffic) if side.own.known else None
         own, peer = traffic.source, traffic.destination
         if side.direction is Direction.INGRESS:
             own, peer = peer, own
+        if isinstance(side, NodeLook):
+            if not side.own.known:
+                return None
+            node_set = self.writer.set_of_node(side.direction, on_trial=side.own.on_trial)
+            if node_set == OPEN:
+                return InForce(True, False, NO_RULE, self.pending)
+            return self._said(node_set, peer, traffic, is_self=False)
         sets = self._datapath.policies_in_force().get(pack_address(own))
         if sets is None or own == peer:
             return None
@@ -269,17 +269,11 @@ class Policies:
         if policy_set in (OPEN, PENDING):
             return InForce(policy_set == OPEN or is_self, False, NO_RULE, self.pending)
         asker = next((pod.host_ifindex for pod in self._pods() if own in map(str, pod.addresses)), 0)
+        return self._said(policy_set, peer, traffic, is_self=is_self, asker=asker)
+
+    def _said(self, policy_set: int, peer: str, traffic: Traffic, *, is_self: bool, asker: int = 0) -> InForce:
         key = step_key(traffic.protocol, traffic.port)
         step = self.writer.answer(policy_set, peer, key, is_self=is_self, asker=asker)
-        return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
-
-    def _in_force_on_node(self, look: NodeLook, traffic: Traffic) -> InForce:
-        comes = look.direction is Direction.INGRESS
-        policy_set = self.writer.set_of_node(look.direction, on_trial=look.own.on_trial)
-        peer = traffic.source if comes else traffic.destination
-        if not policy_set:
-            return InForce(True, False, NO_RULE, self.pending)
-        step = self.writer.answer(policy_set, peer, step_key(traffic.protocol, traffic.port), is_self=False)
         return InForce(bool(step.verdict & ALLOW), bool(step.verdict & AUDIT), step.rule, self.pending)
 
     def check(self, *, repair: bool) -> tuple[int, list[Drift]]:

@@ -72,6 +72,11 @@ class _Numbers:
         """What the kernel has."""
         return {key: _u64(raw) for key, raw in self._table.dump()}
 
+    def find(self, key: bytes) -> int | None:
+        """What the kernel finds for a key."""
+        raw = self._table.lookup(key)
+        return None if raw is None else _u64(raw)
+
     def adopt(self) -> None:
         self.held = self.read()
 
@@ -107,8 +112,6 @@ class PolicyWriter:
         self._classes = _Numbers(maps["wag_classes"])
         self._ranges = _Numbers(maps["wag_class_ranges"])
         self._patterns = _Numbers(maps["wag_patterns"])
-        self._class_of = maps["wag_classes"]
-        self._class_of_range = maps["wag_class_ranges"]
         self._names = maps["wag_names"]
         self._state = maps["wag_policy_state"]
         self._node = maps["wag_node_policy"]
@@ -311,10 +314,11 @@ class PolicyWriter:
         interface, for names that it was told. A pair without an answer
         denies."""
         address = pack_address(peer)
-        raw = self._class_of.lookup(address)
-        if raw is None and not is_self:
-            raw = self._class_of_range.lookup(ClassRangeKey(128, address).pack())
-        own = _u64(raw) if raw is not None else SELF if is_self else NOBODY
+        own = self._classes.find(address)
+        if own is None:
+            own = SELF if is_self else self._ranges.find(ClassRangeKey(128, address).pack())
+        if own is None:
+            own = NOBODY
         step = self._step(policy_set, own, key) or self._step(policy_set, ANY, key) or Step(0, DENY, NO_RULE)
         if step.verdict == ALLOW or not policy_set & 1:
             return step
