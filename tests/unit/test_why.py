@@ -122,6 +122,17 @@ def test_node_policies_are_not_asked_about_a_node_and_what_runs_there(source: st
     assert answer.verdict == "passes" and not answer.paths[0].nodes
 
 
+def test_a_second_fix_does_not_replace_the_first() -> None:
+    own = OwnPolicies((), known=True)
+    given = [FRONT]
+    for source in ("203.0.113.1", "203.0.113.2"):
+        (fix,) = why(guarded(*given, own=own), source, "node1:22").paths[0].fixes
+        given.append(json.dumps(fix.manifest))
+    for source in ("203.0.113.1", "203.0.113.2"):
+        assert why(guarded(*given, own=own), source, "node1:22").verdict == "passes"
+    assert len({yaml.safe_load(text)["metadata"]["name"] for text in given}) == 3
+
+
 def test_what_always_passes_and_what_is_tried_or_not_known_is_said() -> None:
     essentials = Essentials(8472, apiservers=frozenset({("203.0.113.1", 6443)}))
     own = OwnPolicies((), essentials, Guests(("203.0.113.9",), (22,)), known=True, on_trial=True)

@@ -13,7 +13,7 @@ import typer
 from waggle.cli.output import Output, OutputFormat, console, print_json, printable
 from waggle.errors import ConfigError, WaggleError
 from waggle.model.meta import ObjectKey
-from waggle.model.node_policy import is_audited
+from waggle.model.node_policy import changed_names, plain
 from waggle.model.policy import PolicyWorld, decide, pod_addresses
 from waggle.model.policy_diff import OTHER, Change, EndKind, Ends, Interval, differences, reason, state, unjudged
 from waggle.model.policy_lint import Finding, lint
@@ -136,8 +136,8 @@ def _read_both(old: Path, new: Path, more: Sequence[Path], pod_cidr: str) -> tup
 
 
 def _changed_node_policies(before: PolicyFiles, after: PolicyFiles) -> list[str]:
-    said = [{key.name: (one.spec, is_audited(one)) for key, one in f.of(NodePolicy).items()} for f in (before, after)]
-    return sorted(name for name in said[0].keys() | said[1].keys() if said[0].get(name) != said[1].get(name))
+    old, new = ({key.name: plain(one) for key, one in files.of(NodePolicy).items()} for files in (before, after))
+    return list(changed_names(old, new))
 
 
 # -- changes --------------------------------------------------------------------------------------------------------

@@ -217,13 +217,14 @@ class Clock(NamedTuple):
 def of_node(policies: Iterable[NodePolicy], labels: Mapping[str, str]) -> Policies:
     """The policies that are about a node with these labels, with no more than what they say."""
     return {
-        policy.metadata.name: _plain(policy)
+        policy.metadata.name: plain(policy)
         for policy in sorted(policies, key=lambda policy: policy.metadata.name)
         if selects(policy.spec.node_selector, labels)
     }
 
 
-def _plain(policy: NodePolicy) -> NodePolicy:
+def plain(policy: NodePolicy) -> NodePolicy:
+    """The policy with no more than what it says."""
     annotations = {AUDIT_ANNOTATION: "true"} if is_audited(policy) else None
     return NodePolicy(ObjectMeta(name=policy.metadata.name, annotations=annotations), policy.spec)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from waggle.model.node_policy import (
@@ -16,10 +15,11 @@ from waggle.model.node_policy import (
     port_matches,
     rules_of,
 )
-from waggle.model.policy import PolicyWorld, Traffic, block_has, in_network, node_addresses
+from waggle.model.policy import PolicyWorld, Traffic, node_addresses
 from waggle.model.policy_objects import NodePolicy, NodePolicyPeer, NodePolicyPort
 from waggle.model.policy_rules import Direction, RuleRef
-from waggle.model.policy_trace import PolicyLook, RuleLook, pod_words
+from waggle.model.policy_space import Ports
+from waggle.model.policy_trace import PolicyLook, RuleLook, any_of, block_words, pod_words, ports_words
 from waggle.model.selectors import requirement_text, unmet
 
 
@@ -82,9 +82,9 @@ def _policy(
     for index, (peers, ports) in enumerate(rules_of(policy, direction)):
         words = []
         if peers and not any(means(one, peer, known) for one in peers):
-            words.append(", nor: ".join(dict.fromkeys(_peer_words(world, one, peer) for one in peers[:3])))
+            words.append(any_of(_peer_words(world, one, peer) for one in peers))
         if ports and not any(port_matches(one, traffic.protocol, traffic.port) for one in ports):
-            words.append(_ports_words(ports, traffic))
+            words.append(ports_words(world, list(map(_ports, ports)), traffic))
         ref = RuleRef("NodePolicy", policy.key, direction, index)
         rules.append(RuleLook(ref, "Allow", not words, "; ".join(words)))
     return PolicyLook("NodePolicy", policy.key, "NodePolicy", None, is_audited(policy), tuple(rules))
@@ -92,9 +92,7 @@ def _policy(
 
 def _peer_words(world: PolicyWorld, peer: NodePolicyPeer, address: str) -> str:
     if peer.ip_block is not None:
-        if in_network(address, peer.ip_block.cidr) and not block_has(peer.ip_block, address):
-            return f"{address} is excepted from {peer.ip_block.cidr}"
-        return f"{address} is not in {peer.ip_block.cidr}"
+        return block_words(peer.ip_block, address)
     if peer.node_selector is not None:
         owners = [node for node in world.nodes.values() if address in node_addresses(node)]
         for node in owners:
@@ -107,17 +105,7 @@ def _peer_words(world: PolicyWorld, peer: NodePolicyPeer, address: str) -> str:
     return pod_words(world, pod, peer.namespace_selector, peer.pod_selector)
 
 
-def _ports_words(ports: Sequence[NodePolicyPort], traffic: Traffic) -> str:
-    here = traffic.protocol if traffic.port is None else f"{traffic.protocol} {traffic.port}"
-    return f"{here} is not {', '.join(_port_texts(ports))}"
-
-
-def _port_texts(ports: Sequence[NodePolicyPort]) -> Iterator[str]:
-    for one in ports:
-        protocol = one.protocol or "TCP"
-        if one.port is None:
-            yield f"any {protocol}"
-        elif one.end_port is not None and one.end_port != one.port:
-            yield f"{protocol} {one.port}-{one.end_port}"
-        else:
-            yield f"{protocol} {one.port}"
+def _ports(listed: NodePolicyPort) -> Ports:
+    if listed.port is None:
+        return Ports(listed.protocol)
+    return Ports(listed.protocol, listed.port, listed.end_port or listed.port)

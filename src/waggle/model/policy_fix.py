@@ -8,7 +8,7 @@ a ClusterNetworkPolicy denies, it is a rule before the one that does. Several ch
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ from waggle.model.policy_objects import (
     NetworkPolicyPeer,
     NetworkPolicyPort,
     NetworkPolicySpec,
+    NodePolicy,
     PortMatch,
 )
 from waggle.model.policy_rules import Direction
@@ -137,7 +138,7 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
         ingress=[NetworkPolicyIngressRule(from_=[peer], ports=ports)] if direction is INGRESS else None,
         egress=[NetworkPolicyEgressRule(to=[peer], ports=ports)] if direction is not INGRESS else None,
     )
-    name = _free_name(world.policies, pod.metadata.namespace, f"allow-{direction.lower()}")
+    name = free_name(world.policies, pod.metadata.namespace, f"allow-{direction.lower()}")
     policy = NetworkPolicy(ObjectMeta(name=name, namespace=pod.metadata.namespace), spec)
     changed = replace(world, policies={**world.policies, policy.key: policy})
     if not judge(changed, direction, traffic).allowed:
@@ -145,7 +146,7 @@ def _allow(world: PolicyWorld, side: Side, pod: Pod, traffic: Traffic) -> tuple[
     whole = "" if ports else ", on every port, as rules cannot name this protocol"
     words = f"allow it by a NetworkPolicy in namespace {pod.metadata.namespace}{whole}"
     instead = tuple(_alternatives(world, isolating, direction, pod, traffic))
-    return Fix(words, _manifest(policy), instead), changed
+    return Fix(words, manifest_of(policy), instead), changed
 
 
 def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) -> tuple[Fix, PolicyWorld] | None:
@@ -160,7 +161,7 @@ def _allow_name(world: PolicyWorld, pod: Pod, address: str, traffic: Traffic) ->
     changed = replace(world, cluster_policies={**world.cluster_policies, policy.key: policy})
     if not judge(changed, Direction.EGRESS, traffic).allowed:
         return None
-    return Fix("accept the name by a ClusterNetworkPolicy", _manifest(policy)), changed
+    return Fix("accept the name by a ClusterNetworkPolicy", manifest_of(policy)), changed
 
 
 def _alternatives(
@@ -209,7 +210,7 @@ def _peer(world: PolicyWorld, namespace: str, address: str) -> NetworkPolicyPeer
     pod = world.pod_by_address.get(address)
     labels = _lasting(pod.metadata.labels or {}) if pod else {}
     if pod is None or not labels:
-        return NetworkPolicyPeer(ip_block=IPBlock(_block(address)))
+        return NetworkPolicyPeer(ip_block=IPBlock(whole_block(address)))
     around = None
     if pod.metadata.namespace != namespace:
         around = LabelSelector({NAMESPACE_NAME_LABEL: pod.metadata.namespace})
@@ -235,7 +236,7 @@ def _before(world: PolicyWorld, side: Side, traffic: Traffic) -> tuple[Fix, Poli
         if changed is not None and judge(changed, ref.direction, traffic).allowed:
             words = f"{action.value.lower()} it by a rule before {field}[{ref.index}] of ClusterNetworkPolicy {ref.key}"
             if all(is_understood(one) for side in Direction for one in cluster_rules_of(policy, side)):
-                return Fix(words, _manifest(changed.cluster_policies[ref.key])), changed
+                return Fix(words, manifest_of(changed.cluster_policies[ref.key])), changed
             # what is not known here would be lost from an object that is written here
             return Fix(f"{words}; other parts of it are not known here, so that it has to be edited", None), changed
     return None
@@ -260,7 +261,7 @@ def _with_rule(
             return None  # names are for Accept alone
         peer = ClusterPeer(domain_names=[called[0]])
     else:
-        peer = ClusterPeer(networks=[_block(address)])
+        peer = ClusterPeer(networks=[whole_block(address)])
     protocols = _protocols(traffic)
     ingress, egress = list(policy.spec.ingress), list(policy.spec.egress)
     if direction is INGRESS:
@@ -301,18 +302,20 @@ def _pods_like(pod: Pod) -> NamespacedPods:
     )
 
 
-def _block(address: str) -> str:
+def whole_block(address: str) -> str:
+    """The block of one address."""
     return str(ipaddress.ip_network(address))
 
 
-def _free_name(policies: Mapping[ObjectKey, NetworkPolicy], namespace: str, name: str) -> str:
+def free_name(taken: Container[ObjectKey], namespace: str, name: str) -> str:
+    """The name, or with a number behind it where it is taken: what is applied must not replace another policy."""
     number = 1
-    while ObjectKey(namespace, name if number == 1 else f"{name}-{number}") in policies:
+    while ObjectKey(namespace, name if number == 1 else f"{name}-{number}") in taken:
         number += 1
     return name if number == 1 else f"{name}-{number}"
 
 
-def _manifest(obj: NetworkPolicy | ClusterNetworkPolicy) -> dict[str, Any]:
+def manifest_of(obj: NetworkPolicy | ClusterNetworkPolicy | NodePolicy) -> dict[str, Any]:
     """An object as it would be applied."""
     kind = type(obj).__name__
     made = msgspec.to_builtins(obj)

@@ -41,6 +41,7 @@ from waggle.model.policy_objects import (
     ClusterNetworkPolicy,
     ClusterPeer,
     ClusterSubject,
+    IPBlock,
     LabelSelector,
     NetworkPolicy,
     NetworkPolicyPeer,
@@ -131,7 +132,7 @@ def _network_words(
     address = traffic.source if direction is INGRESS else traffic.destination
     words = []
     if not peers_match(world, policy, rule, direction, traffic):
-        words.append(_or(network_peer_words(world, policy, peer, address) for peer in peers_of(rule) or ()))
+        words.append(any_of(network_peer_words(world, policy, peer, address) for peer in peers_of(rule) or ()))
     if not ports_match(world, rule.ports, traffic):
         words.append(ports_words(world, rule_ports(rule) or (), traffic))
     return "; ".join(words)
@@ -142,15 +143,20 @@ def network_peer_words(world: PolicyWorld, policy: NetworkPolicy, peer: NetworkP
     if peer_matches(world, policy.metadata.namespace, peer, address):
         return ""
     if peer.ip_block is not None:
-        if in_network(address, peer.ip_block.cidr) and not block_has(peer.ip_block, address):
-            return f"{address} is excepted from {peer.ip_block.cidr}"
-        return f"{address} is not in {peer.ip_block.cidr}"
+        return block_words(peer.ip_block, address)
     pod = world.pod_by_address.get(address)
     if pod is None:
         return f"{address} is no pod's address"
     if peer.namespace_selector is None and pod.metadata.namespace != policy.metadata.namespace:
         return f"{pod.key} is not in namespace {policy.metadata.namespace}"
     return pod_words(world, pod, peer.namespace_selector, peer.pod_selector)
+
+
+def block_words(block: IPBlock, address: str) -> str:
+    """Why an address is not of a block."""
+    if in_network(address, block.cidr) and not block_has(block, address):
+        return f"{address} is excepted from {block.cidr}"
+    return f"{address} is not in {block.cidr}"
 
 
 def pod_words(world: PolicyWorld, pod: Pod, namespaces: LabelSelector | None, pods: LabelSelector | None) -> str:
@@ -174,7 +180,7 @@ def _cluster_words(world: PolicyWorld, rule: ClusterRule, traffic: Traffic) -> s
     address = traffic.source if type(rule).__name__ == "ClusterIngressRule" else traffic.destination
     words = []
     if not any(cluster_peer_matches(world, peer, address, traffic.source) for peer in cluster_peers_of(rule)):
-        words.append(_or(_cluster_peer_words(world, peer, address, traffic) for peer in cluster_peers_of(rule)))
+        words.append(any_of(_cluster_peer_words(world, peer, address, traffic) for peer in cluster_peers_of(rule)))
     if rule.protocols and not any(protocol_matches(world, protocol, traffic) for protocol in rule.protocols):
         words.append(ports_words(world, rule_ports(rule) or (), traffic))
     return "; ".join(words)
@@ -217,7 +223,8 @@ def port_text(ports: Ports) -> str:
     return f"{ports.protocol} {numbers}"
 
 
-def _or(words: Iterator[str]) -> str:
+def any_of(words: Iterator[str]) -> str:
+    """Why nothing of several matches, from why each does not."""
     found = [word for word in words if word]
     more = f", nor any of {len(found) - 3} more" if len(found) > 3 else ""
     return ", nor: ".join(dict.fromkeys(found[:3])) + more if found else "it names nobody"

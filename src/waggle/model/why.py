@@ -159,7 +159,9 @@ def why(situation: Situation, source: str, destination: str, protocol: str = "",
     nodes = tuple(_node_looks(situation, traffic))
     path = _path(situation, traffic, server.text if server.kind == "pod" else "")._replace(nodes=nodes)
     if dropping := [look for look in nodes if not look.allowed]:
-        path = path._replace(fixes=(*path.fixes, *(node_fix(look, traffic) for look in dropping)))
+        present = (*situation.node_policies, *(policy for look in nodes for policy in look.own.policies))
+        taken = {policy.key for policy in present}
+        path = path._replace(fixes=(*path.fixes, *(node_fix(look, traffic, taken) for look in dropping)))
     return Why(client, server, asked, port, _verdict([path]), None, (path,), tuple(_notes(client, server)))
 
 
@@ -264,11 +266,8 @@ def _address(situation: Situation, address: str) -> Party:
     pod = situation.world.pod_by_address.get(address)
     if pod is not None:
         return Party(str(pod.key), "pod", by_family, pod=pod, node=pod.spec.node_name)
-    for key, node in situation.cluster.nodes.items():
-        if address in node_addresses(node):
-            return Party(f"node {key.name}", "node", by_family, node=key.name)
-    if address in situation.local.addresses:
-        return Party(f"node {situation.local.facts.name}", "node", by_family, node=situation.local.facts.name)
+    if node := _node_at(situation, address):
+        return Party(f"node {node}", "node", by_family, node=node)
     return Party(address, "address", by_family)
 
 
@@ -458,25 +457,25 @@ def _path(situation: Situation, traffic: Traffic, name: str) -> PathLook:
 
 def _node_looks(situation: Situation, traffic: Traffic) -> Iterator[NodeLook]:
     """What is a node's own, and comes or goes by an uplink: not what it says to itself, or to pods that run there."""
-    source, destination = _nodes_at(situation, traffic.source), _nodes_at(situation, traffic.destination)
+    source, destination = _node_at(situation, traffic.source), _node_at(situation, traffic.destination)
     ends = (
         (Direction.EGRESS, source, destination, traffic.destination),
         (Direction.INGRESS, destination, source, traffic.source),
     )
-    for direction, own, others, peer in ends:
+    for direction, own, other, peer in ends:
         pod = situation.world.pod_by_address.get(peer)
-        for name in own:
-            if name in others or (pod is not None and pod.spec.node_name == name):
-                continue
-            look = look_node(situation.world, name, _policies_of(situation, name), direction, traffic)
-            if look is not None:
-                yield look
+        if not own or own == other or (pod is not None and pod.spec.node_name == own):
+            continue
+        look = look_node(situation.world, own, _policies_of(situation, own), direction, traffic)
+        if look is not None:
+            yield look
 
 
-def _nodes_at(situation: Situation, address: str) -> list[str]:
+def _node_at(situation: Situation, address: str) -> str:
+    """The node that has an address; "" for none."""
     if address in situation.local.addresses:
-        return [situation.local.facts.name]
-    return [key.name for key, node in situation.cluster.nodes.items() if address in node_addresses(node)][:1]
+        return situation.local.facts.name
+    return next((key.name for key, node in situation.cluster.nodes.items() if address in node_addresses(node)), "")
 
 
 def _policies_of(situation: Situation, name: str) -> OwnPolicies:
